@@ -1,0 +1,10 @@
+# Debian's packages, found once. Each folder links what it includes.
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(OpenSSL REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
+if(STILLHOUSE_TESTS)
+  find_package(GTest REQUIRED)
+endif()
