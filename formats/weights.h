@@ -1,0 +1,35 @@
+// Weights: the tensors of a model by their Hugging Face names, whatever file holds them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
+namespace stillhouse {
+
+struct TensorInfo {
+  std::string name;            // "model.layers.0.self_attn.q_proj.weight"
+  std::string stored_dtype;    // "F32", "BF16", "Q4_1", …: as the file has it
+  std::vector<int64_t> shape;  // row-major, outermost first (a linear weight is [out, in])
+  int64_t Count() const;
+};
+
+// Immutable and thread-safe once open; memory-mapped. Values come dequantised, and permuted to the
+// Hugging Face layout where the file has another (GGUF's q and k of Llama).
+class Weights {
+ public:
+  virtual ~Weights() = default;
+  virtual const std::vector<TensorInfo>& tensors() const = 0;    // in a fixed order
+  virtual const TensorInfo* Find(absl::string_view name) const = 0;
+  // REQUIRES: out.size() == Find(name)->Count(). NotFound for an unknown name.
+  virtual absl::Status ReadF32(absl::string_view name, absl::Span<float> out) const = 0;
+  // The bytes of the tensor as the file holds them (for fingerprints).
+  virtual absl::StatusOr<absl::string_view> RawBytes(absl::string_view name) const = 0;
+};
+
+}  // namespace stillhouse

@@ -1,0 +1,104 @@
+// Recipe: what a user wants, as plain structs, read strictly from one YAML file.
+//
+// Every refusal is one line "PATH:LINE:COLUMN: key: what", with "did you mean …" where that helps:
+// unknown, duplicate and mistyped keys, values out of range, keys of later versions (by name).
+// Relative paths are resolved against the recipe's folder.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/digest.h"
+
+namespace stillhouse {
+
+struct TeacherRecipe {
+  std::string model;           // absolute path of a GGUF file or a Hugging Face folder
+  std::string dtype = "bf16";  // bf16 or fp32: of the forward pass
+};
+
+struct SourceRecipe {
+  std::string path;    // a file or a glob, absolute
+  std::string domain;  // "" is the domain "default"
+};
+
+struct DatasetRecipe {
+  std::vector<SourceRecipe> sources;
+  int64_t max_tokens = 512;
+  enum class WhenLonger { kSplit, kRefuse } when_longer = WhenLonger::kSplit;
+  double held_out = 0.05;
+  int64_t shuffle_window = 8;
+  int64_t chunk_tokens = 16384;
+};
+
+struct CaptureRecipe {
+  std::optional<int64_t> sampled_draws;  // logits: {method: sampled, draws: N}
+  bool hidden_last = false;              // hidden: {last: true}
+};
+
+struct InitRecipe {
+  enum class From { kScratch, kTeacher } from = From::kTeacher;
+  std::vector<int64_t> layers;       // layers: [0, 1, …]; else
+  std::optional<int64_t> keep;       // layers: {keep: N, by: block_influence}
+};
+
+struct LossRecipe {
+  enum class Kind { kKl, kCrossEntropy } kind = Kind::kKl;
+  enum class Targets { kSampled, kHiddenLast } targets = Targets::kSampled;  // of kKl
+  double temperature = 1.0;  // the KL is multiplied by temperature²
+  double weight = 1.0;
+};
+
+struct OptimizerRecipe {
+  double lr = 5e-4;
+  double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
+  double weight_decay = 0.01;
+  double warmup = 0.1;                     // share of the steps
+  enum class Schedule { kCosine, kConstant } schedule = Schedule::kCosine;
+  double clip = 1.0;                       // global norm; 0: none
+};
+
+struct StudentRecipe {
+  std::string name;
+  InitRecipe init;
+  int64_t ranks = 1;
+  std::string dtype = "bf16";
+  int64_t batch_tokens = 2048;   // rows per optimizer step, over all ranks
+  int64_t micro_batch = 1024;    // rows per forward and backward pass
+  bool packing = true;
+  std::vector<LossRecipe> losses;
+  OptimizerRecipe optimizer;
+  int64_t steps = 0;
+  uint64_t seed = 0;
+  int64_t evaluate_every = 0;    // 0: only at the end
+  std::optional<int64_t> early_stop;  // evaluations without improvement
+  int64_t checkpoint_every = 0;  // 0: only at the end
+  int64_t checkpoint_keep = 2;
+};
+
+struct Recipe {
+  std::string path;   // of the file
+  std::string text;   // as read
+  std::string name;
+  TeacherRecipe teacher;
+  DatasetRecipe dataset;
+  CaptureRecipe capture;
+  std::string cache_directory;
+  std::string output;
+  std::vector<StudentRecipe> students;
+};
+
+absl::StatusOr<Recipe> ParseRecipe(absl::string_view text, const std::string& path);
+absl::StatusOr<Recipe> ReadRecipe(const std::string& path);
+
+// "run/<recipe>/<student>"; the folder of a run ends in the first 8 digits of RunHash: a hash of what
+// the recipe says of this student and of everything before it, spelt canonically.
+std::string RunName(const Recipe& recipe, const StudentRecipe& student);
+Digest RunHash(const Recipe& recipe, const StudentRecipe& student);
+std::string RunFolder(const Recipe& recipe, const StudentRecipe& student);     // <output>/.runs/<student>-<hash8>
+
+}  // namespace stillhouse
