@@ -99,8 +99,4 @@ std::string JobObjectName(absl::string_view job);                               
 // `rpc` must outlive the client.
 std::unique_ptr<CacheClient> MakeCacheClient(RpcClient& rpc);
 
-// Calls an asynchronous method from a thread that may block (a trainer's, a tool's), never from the
-// executor's own: CallAndWait<StoreAck>([&](auto done) { client.Put(…, std::move(done)); }).
-// Declared in storage/service/blocking.h.
-
 }  // namespace stillhouse
