@@ -63,14 +63,18 @@ struct AgentOptions {
   std::string teacher_dtype;
   std::string producer_class;
   bool leave_when_done = false;  // drain by itself when no job needs this teacher
+  bool loading = false;          // register as "loading"; nothing is leased until Ready()
 };
 
 class Agent {
  public:
   // `rpc`, `executor` and `worker` must outlive the agent. `drained` is called once, when the agent has
-  // nothing left to do and may be destroyed; its status is OK unless the coordinator refused it.
+  // nothing left to do and may be destroyed; its status is OK unless the coordinator refused it (the
+  // status is its refusal) or asked for a fresh process (Unavailable: leave with an error, so that the
+  // supervisor starts another one). All methods run on the executor.
   virtual ~Agent() = default;
   virtual void Start() = 0;
+  virtual void Ready() = 0;  // the model is loaded; only with AgentOptions::loading
   virtual void Drain() = 0;  // finish what is held, then `drained`
 };
 
