@@ -1,0 +1,349 @@
+#include <rocksdb/cache.h>
+#include <rocksdb/db.h>
+#include <rocksdb/env.h>
+#include <rocksdb/filter_policy.h>
+#include <rocksdb/listener.h>
+#include <rocksdb/sst_file_writer.h>
+#include <rocksdb/table.h>
+#include <rocksdb/write_batch.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <limits>
+
+#include "common/file.h"
+#include "common/log.h"
+#include "common/status.h"
+#include "storage/kv_store.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr int kMemtablesMax = 3;  // per family, so that a flush does not stop writers
+constexpr uint64_t kLogBytesMax = 128ull << 20;  // of all live logs: bounds the replay at open
+constexpr int kInfoLogFilesMax = 3;
+constexpr uint64_t kInfoLogBytesMax = 1ull << 20;
+
+rocksdb::Slice ToSlice(absl::string_view bytes) { return {bytes.data(), bytes.size()}; }
+
+absl::Status ToAbsl(const rocksdb::Status& status, absl::string_view action) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = absl::StrCat(action, ": ", status.ToString());
+  if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  if (status.IsNotFound() || status.IsPathNotFound()) return absl::NotFoundError(message);
+  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
+  if (status.IsBusy() || status.IsTryAgain()) return absl::UnavailableError(message);
+  return absl::InternalError(message);
+}
+
+class ErrorListener final : public rocksdb::EventListener {
+ public:
+  explicit ErrorListener(std::function<void(absl::Status)> callback)
+      : callback_(std::move(callback)) {}
+
+  void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* error) override {
+    if (error == nullptr || error->ok() || told_.exchange(true)) return;
+    if (callback_) callback_(ToAbsl(*error, "the database stopped"));
+  }
+  // A database that recovered by itself would hide that some writes failed: the process ends
+  // instead.
+  void OnErrorRecoveryBegin(rocksdb::BackgroundErrorReason, rocksdb::Status,
+                            bool* auto_recovery) override {
+    if (auto_recovery != nullptr) *auto_recovery = false;
+  }
+
+ private:
+  std::function<void(absl::Status)> callback_;
+  std::atomic<bool> told_{false};  // the callback runs at most once
+};
+
+rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family,
+                                           const std::shared_ptr<rocksdb::Cache>& cache) {
+  rocksdb::ColumnFamilyOptions options;
+  options.write_buffer_size = family.memtable_bytes;
+  options.max_write_buffer_number = kMemtablesMax;
+  options.compression = rocksdb::kNoCompression;  // payloads are coded already
+  options.bottommost_compression = rocksdb::kNoCompression;
+  options.disable_auto_compactions = !family.automatic_compaction;
+  if (!family.automatic_compaction) {
+    options.level0_slowdown_writes_trigger = std::numeric_limits<int>::max();
+    options.level0_stop_writes_trigger = std::numeric_limits<int>::max();
+  }
+  rocksdb::BlockBasedTableOptions table;
+  table.format_version = 5;
+  table.checksum = rocksdb::kXXH3;
+  table.block_cache = cache;
+  table.cache_index_and_filter_blocks = true;  // bounded memory however many files there are
+  table.block_size = 16 << 10;
+  if (family.point_lookups) table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
+  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
+  return options;
+}
+
+rocksdb::DBOptions DatabaseOptions(const RocksOptions& options) {
+  rocksdb::DBOptions db;
+  db.create_if_missing = !options.read_only;
+  db.create_missing_column_families = !options.read_only;
+  db.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
+  db.paranoid_checks = true;
+  db.max_open_files = options.open_files_max;
+  db.max_total_wal_size = kLogBytesMax;
+  db.skip_stats_update_on_db_open = true;  // it reads every file at open
+  db.max_bgerror_resume_count = 0;
+  db.keep_log_file_num = kInfoLogFilesMax;
+  db.max_log_file_size = kInfoLogBytesMax;
+  db.avoid_unnecessary_blocking_io = true;
+  db.listeners.push_back(std::make_shared<ErrorListener>(options.on_background_error));
+  return db;
+}
+
+class RocksSortedFile final : public KvSortedFile {
+ public:
+  RocksSortedFile(KvFamily family, std::string path, const rocksdb::Options& options,
+                  rocksdb::ColumnFamilyHandle* handle)
+      : family(family),
+        path(std::move(path)),
+        // The page cache is kept: students read what was just written.
+        writer(rocksdb::EnvOptions(), options, handle, /*invalidate_page_cache=*/false) {}
+  ~RocksSortedFile() override { unlink(path.c_str()); }
+
+  absl::Status Add(absl::string_view key, absl::string_view value) override {
+    if (!first.empty() && std::string(key) <= last) {
+      return absl::InvalidArgumentError("keys of a sorted file must ascend");
+    }
+    SH_RETURN_IF_ERROR(ToAbsl(writer.Put(ToSlice(key), ToSlice(value)), "preparing a file"));
+    if (first.empty()) first = std::string(key);
+    last = std::string(key);
+    return absl::OkStatus();
+  }
+
+  const KvFamily family;
+  const std::string path;
+  rocksdb::SstFileWriter writer;
+  std::string first, last;
+};
+
+class RocksKvStore final : public KvStore {
+ public:
+  RocksKvStore(RocksOptions options, rocksdb::DB* db,
+               std::vector<rocksdb::ColumnFamilyHandle*> handles, rocksdb::Options file_options)
+      : options_(std::move(options)),
+        db_(db),
+        handles_(std::move(handles)),
+        file_options_(std::move(file_options)) {
+    read_.verify_checksums = true;
+  }
+
+  ~RocksKvStore() override {
+    const absl::Status status = Close();
+    if (!status.ok()) LogError("closing ", options_.path, ": ", std::string(status.message()));
+  }
+
+  absl::StatusOr<std::optional<std::string>> Get(KvFamily family, absl::string_view key) override {
+    std::string value;
+    const rocksdb::Status status = db_->Get(read_, Handle(family), ToSlice(key), &value);
+    if (status.IsNotFound()) return std::nullopt;
+    SH_RETURN_IF_ERROR(ToAbsl(status, Where("reading")));
+    return value;
+  }
+
+  absl::StatusOr<std::vector<std::optional<std::string>>> MultiGet(
+      KvFamily family, absl::Span<const std::string> keys) override {
+    std::vector<rocksdb::Slice> slices(keys.begin(), keys.end());
+    std::vector<rocksdb::PinnableSlice> found(keys.size());
+    std::vector<rocksdb::Status> statuses(keys.size());
+    db_->MultiGet(read_, Handle(family), keys.size(), slices.data(), found.data(), statuses.data());
+    std::vector<std::optional<std::string>> values(keys.size());
+    for (size_t i = 0; i < keys.size(); ++i) {
+      if (statuses[i].IsNotFound()) continue;
+      SH_RETURN_IF_ERROR(ToAbsl(statuses[i], Where("reading")));
+      values[i] = found[i].ToString();
+    }
+    return values;
+  }
+
+  absl::StatusOr<KvScanResult> Scan(KvFamily family, const KvScanOptions& options) override {
+    SH_CHECK(options.entries_max > 0 && options.entries_max <= kKvScanEntriesMax);
+    KvScanResult result;
+    if (options.end.has_value() && *options.end <= options.begin) return result;
+    const rocksdb::Slice lower(options.begin);
+    const rocksdb::Slice upper = options.end.has_value() ? rocksdb::Slice(*options.end) : lower;
+    rocksdb::ReadOptions read = read_;
+    read.iterate_lower_bound = &lower;
+    if (options.end.has_value()) read.iterate_upper_bound = &upper;
+    const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(read, Handle(family)));
+    uint64_t bytes = 0;
+    for (options.reverse ? it->SeekToLast() : it->Seek(lower); it->Valid();
+         options.reverse ? it->Prev() : it->Next()) {
+      if (std::ssize(result.entries) >= options.entries_max || bytes >= options.bytes_max) {
+        result.more = true;
+        break;
+      }
+      result.entries.push_back(
+          {it->key().ToString(), options.keys_only ? "" : it->value().ToString()});
+      bytes += result.entries.back().key.size() + result.entries.back().value.size();
+    }
+    SH_RETURN_IF_ERROR(ToAbsl(it->status(), Where("scanning")));
+    return result;
+  }
+
+  absl::StatusOr<uint64_t> ApproximateSize(KvFamily family, absl::string_view begin,
+                                           absl::string_view end) override {
+    rocksdb::SizeApproximationOptions sizes;
+    sizes.include_memtables = true;
+    sizes.include_files = true;
+    const rocksdb::Range range(ToSlice(begin), ToSlice(end));
+    uint64_t bytes = 0;
+    SH_RETURN_IF_ERROR(ToAbsl(db_->GetApproximateSizes(sizes, Handle(family), &range, 1, &bytes),
+                              Where("sizing")));
+    return bytes;
+  }
+
+  absl::Status Write(const KvBatch& batch, Sync sync) override {
+    SH_RETURN_IF_ERROR(CheckRoom(batch.bytes()));
+    rocksdb::WriteBatch changes(batch.bytes() + 64 * batch.changes().size(), /*max_bytes=*/0,
+                                /*protection_bytes_per_key=*/8, /*default_cf_ts_sz=*/0);
+    for (const KvBatch::Change& change : batch.changes()) {
+      rocksdb::ColumnFamilyHandle* handle = Handle(change.family);
+      rocksdb::Status status;
+      switch (change.kind) {
+        case KvBatch::Change::Kind::kPut:
+          status = changes.Put(handle, change.key, change.value);
+          break;
+        case KvBatch::Change::Kind::kDelete:
+          status = changes.Delete(handle, change.key);
+          break;
+        case KvBatch::Change::Kind::kDeleteRange:
+          if (change.key < change.value) {
+            status = changes.DeleteRange(handle, change.key, change.value);
+          }
+          break;
+      }
+      SH_RETURN_IF_ERROR(ToAbsl(status, Where("writing")));
+    }
+    rocksdb::WriteOptions write;
+    write.sync = sync == Sync::kSync;
+    return ToAbsl(db_->Write(write, &changes), Where("writing"));
+  }
+
+  absl::StatusOr<std::unique_ptr<KvSortedFile>> NewSortedFile(KvFamily family) override {
+    SH_RETURN_IF_ERROR(CheckRoom(0));
+    const std::string& folder =
+        options_.ingest_folder.empty() ? options_.path : options_.ingest_folder;
+    const std::string path = JoinPath(folder, absl::StrCat(getpid(), "-", next_file_++, ".ingest"));
+    auto file = std::make_unique<RocksSortedFile>(family, path, file_options_, Handle(family));
+    SH_RETURN_IF_ERROR(ToAbsl(file->writer.Open(path), absl::StrCat("creating ", path)));
+    return file;
+  }
+
+  absl::Status Ingest(std::unique_ptr<KvSortedFile> file) override {
+    auto& sorted = static_cast<RocksSortedFile&>(*file);
+    if (sorted.first.empty()) return absl::InvalidArgumentError("an empty file was ingested");
+    // RocksDB would replace the keys without a word.
+    SH_ASSIGN_OR_RETURN(const KvScanResult there, Scan(sorted.family, {.begin = sorted.first,
+                                                                       .end = sorted.last + '\0',
+                                                                       .entries_max = 1,
+                                                                       .keys_only = true}));
+    if (!there.entries.empty()) {
+      return absl::AlreadyExistsError("the family holds keys in the range of the file");
+    }
+    SH_RETURN_IF_ERROR(ToAbsl(sorted.writer.Finish(), Where("syncing a file for")));
+    rocksdb::IngestExternalFileOptions ingest;
+    ingest.move_files = true;
+    ingest.write_global_seqno = false;
+    ingest.verify_checksums_before_ingest = true;
+    return ToAbsl(db_->IngestExternalFile(Handle(sorted.family), {sorted.path}, ingest),
+                  Where("ingesting into"));
+  }
+
+  absl::Status CompactRange(KvFamily family, absl::string_view begin,
+                            absl::string_view end) override {
+    const rocksdb::Slice lower = ToSlice(begin), upper = ToSlice(end);
+    rocksdb::CompactRangeOptions compact;
+    compact.bottommost_level_compaction = rocksdb::BottommostLevelCompaction::kForce;
+    return ToAbsl(db_->CompactRange(compact, Handle(family), &lower, &upper), Where("compacting"));
+  }
+
+  absl::Status Flush() override {
+    SH_RETURN_IF_ERROR(ToAbsl(db_->Flush(rocksdb::FlushOptions(), handles_), Where("flushing")));
+    return ToAbsl(db_->SyncWAL(), Where("syncing"));
+  }
+
+  absl::Status VerifyChecksums() override {
+    return ToAbsl(db_->VerifyChecksum(read_), Where("verifying"));
+  }
+
+  absl::Status Close() override {
+    if (db_ == nullptr) return absl::OkStatus();
+    absl::Status status;
+    if (!options_.read_only) status = Flush();
+    for (rocksdb::ColumnFamilyHandle* handle : handles_) {
+      db_->DestroyColumnFamilyHandle(handle).PermitUncheckedError();
+    }
+    const absl::Status closed = ToAbsl(db_->Close(), Where("closing"));
+    db_.reset();
+    return status.ok() ? closed : status;
+  }
+
+ private:
+  rocksdb::ColumnFamilyHandle* Handle(KvFamily family) const {
+    SH_CHECK(family >= 0 && family + 1 < std::ssize(handles_), "family ", family);
+    return handles_[family + 1];  // the first is RocksDB's own "default"
+  }
+  std::string Where(absl::string_view action) const {
+    return absl::StrCat(action, " ", options_.path);
+  }
+
+  absl::Status CheckRoom(uint64_t bytes) const {
+    if (options_.disk_reserve_bytes == 0) return absl::OkStatus();
+    struct statvfs disk {};
+    if (statvfs(options_.path.c_str(), &disk) != 0) return ErrnoStatus("asking", options_.path);
+    const uint64_t free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
+    if (free >= options_.disk_reserve_bytes + bytes) return absl::OkStatus();
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the disk of ", options_.path, " is full: ", free, " bytes free, ",
+        options_.disk_reserve_bytes + bytes, " needed; free some space, then try again"));
+  }
+
+  const RocksOptions options_;
+  std::unique_ptr<rocksdb::DB> db_;
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // constant until Close
+  const rocksdb::Options file_options_;
+  rocksdb::ReadOptions read_;           // constant after construction
+  std::atomic<uint64_t> next_file_{1};  // names of files being prepared
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& options) {
+  SH_CHECK(!options.families.empty());
+  if (options.read_only) {
+    if (!PathExists(JoinPath(options.path, "CURRENT"))) {
+      return absl::NotFoundError(absl::StrCat("no database in ", options.path));
+    }
+  } else {
+    SH_RETURN_IF_ERROR(MakeFolders(options.path));
+    if (!options.ingest_folder.empty()) SH_RETURN_IF_ERROR(MakeFolders(options.ingest_folder));
+  }
+  const auto cache = rocksdb::NewLRUCache(options.block_cache_bytes);
+  std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = {
+      {rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions()}};
+  for (const KvFamilyOptions& family : options.families) {
+    descriptors.emplace_back(family.name, FamilyOptions(family, cache));
+  }
+  const rocksdb::DBOptions db_options = DatabaseOptions(options);
+  std::vector<rocksdb::ColumnFamilyHandle*> handles;
+  rocksdb::DB* db = nullptr;
+  const rocksdb::Status opened =
+      options.read_only
+          ? rocksdb::DB::OpenForReadOnly(db_options, options.path, descriptors, &handles, &db)
+          : rocksdb::DB::Open(db_options, options.path, descriptors, &handles, &db);
+  SH_RETURN_IF_ERROR(ToAbsl(opened, absl::StrCat("opening ", options.path)));
+  return std::make_unique<RocksKvStore>(
+      options, db, std::move(handles),
+      rocksdb::Options(db_options, FamilyOptions(options.families[0], cache)));
+}
+
+}  // namespace stillhouse
