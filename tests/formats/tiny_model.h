@@ -1,0 +1,52 @@
+// A small random Llama model on disk, for every test that needs one: a Hugging Face folder with a
+// real byte-level BPE tokenizer, and the same model as a GGUF file.
+//
+// Everything is a pure function of the options, on every machine.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "formats/model_config.h"
+
+namespace stillhouse {
+
+struct TinyModelOptions {
+  int64_t layers = 2;
+  int64_t hidden = 64;
+  int64_t intermediate = 128;
+  int64_t heads = 4;
+  int64_t kv_heads = 2;
+  int64_t vocab_size = 320;  // at least kTinyTokens; the rest are padding rows
+  int64_t max_positions = 512;
+  bool tie_embeddings = true;
+  std::string dtype = "float32";  // of the Hugging Face folder: float32, bfloat16 or float16
+  uint64_t seed = 1;
+};
+
+// The tokenizer of every tiny model: 256 bytes, 40 merges, then <|endoftext|> (bos and eos) and
+// <|im_start|>.
+inline constexpr int32_t kTinyTokens = 298;
+inline constexpr int32_t kTinyEos = 296;
+
+ModelConfig TinyConfig(const TinyModelOptions& options);
+// The values of one of TinyConfig(options).Parameters(), before rounding to a dtype: normal, of
+// standard deviation 1/sqrt(inputs) for matrices and 0.1 around 1 for norms.
+std::vector<float> TinyWeights(const TinyModelOptions& options,
+                               const ModelConfig::Parameter& parameter);
+// tokenizer.json's text.
+std::string TinyTokenizerJson();
+
+// config.json, model.safetensors, tokenizer.json and tokenizer_config.json in `folder`, which is
+// made.
+absl::Status WriteTinyModel(const std::string& folder, const TinyModelOptions& options = {});
+// The same model as one GGUF v3 file with matrices of type "F32", "F16", "Q8_0" or "Q4_1" (norms
+// are F32), q and k permuted as llama.cpp does. REQUIRES: hidden and intermediate are multiples of
+// 32 for the quantised types.
+absl::Status WriteTinyGguf(const std::string& path, const TinyModelOptions& options = {},
+                           const std::string& type = "F32");
+
+}  // namespace stillhouse
