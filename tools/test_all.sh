@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# What `make test` leaves out: lint, the core tests under the sanitizers, slow tests, and the fuzzers
+# for seconds. The slow tests come last, so that their summary closes the output.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec </dev/null
+
+phase() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
+
+phase "lint"
+tools/setup/setup.sh lint
+tools/lint.sh recent
+
+for sanitizer in asan tsan; do
+  phase "core under $sanitizer"
+  # CUDA is asked for where it can be built; these presets leave it out.
+  CMAKE_ARGS='' tools/build.sh "$sanitizer"
+  tools/run_tests.sh "build-$sanitizer" -LE slow
+done
+
+phase "slow tests and fuzzing"
+tools/build.sh full
+tools/run_tests.sh build -L 'slow|fuzz'
