@@ -1,7 +1,10 @@
-// Codecs: rows of a section to the payload of a part, and back. Pure functions, golden bytes in tests.
+// Codecs: rows of a section to the payload of a part, and back. Pure functions, golden bytes in
+// tests.
 //
-// Decoding never trusts its input: DataLoss on anything malformed, and no allocation larger than what
-// the stated number of rows can need.
+// A payload begins with one byte that names its codec, so that stored records outlive a change of
+// codec; the grammar of each stands in docs/formats.md. Decoding never trusts its input: DataLoss
+// on anything malformed, and no allocation larger than what the stated number of rows can need. A
+// failed decode leaves `rows` as it was.
 #pragma once
 
 #include <string>
@@ -10,7 +13,27 @@
 
 namespace stillhouse {
 
-// Rows [begin, end) of the section. REQUIRES: begin < end <= rows.
+// Ids are stored in records: never reuse one.
+enum class CodecId : uint8_t {
+  kStatsFixed = 1,   // fixed point, columns packed to the bits that the part needs
+  kSampledRice = 2,  // gaps of ascending ids in Rice code, counts in unary
+  kHiddenBf16 = 3,   // the bits as they are
+};
+
+// A static table that a codec needs (id frequencies, …): its number in the cache. None so far.
+inline constexpr uint32_t kTableNone = 0;
+
+// Decoded entropies, logsumexps and log-probabilities differ from the encoded ones by at most this,
+// in nats, while their magnitude is below kStatsExactBelow (above it, by float's own rounding too).
+inline constexpr double kStatsErrorMax = 0x1.0p-13;
+inline constexpr double kStatsExactBelow = 2048;
+// Largest magnitude that can be encoded.
+inline constexpr double kStatsMagnitudeMax = 0x1.0p20;
+// An upper bound of every vocabulary, for those who check payloads without knowing the teacher's.
+inline constexpr uint32_t kVocabularyMax = 1u << 24;
+
+// Rows [begin, end) of the section. REQUIRES: begin < end <= rows; stats finite and within
+// kStatsMagnitudeMax; ids of sampled rows ascending, counts at least 1 with the sum `draws`.
 std::string EncodeStats(const StatsRows& rows, uint32_t begin, uint32_t end);
 std::string EncodeSampled(const SampledRows& rows, uint32_t begin, uint32_t end);
 std::string EncodeHidden(const HiddenRows& rows, uint32_t begin, uint32_t end);
@@ -20,6 +43,13 @@ absl::Status DecodeStats(absl::string_view payload, uint32_t row_count, StatsRow
 // REQUIRES: rows->draws is that of the spec. `vocabulary` bounds the ids.
 absl::Status DecodeSampled(absl::string_view payload, uint32_t row_count, uint32_t vocabulary,
                            SampledRows* rows);
+// REQUIRES: rows->hidden_size is that of the spec.
 absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenRows* rows);
+
+// The values of a payload in their canonical form, row by row, independent of codec and parts: what
+// digests and comparisons look at (docs/formats.md). DataLoss when the payload is malformed or
+// holds a number that is not finite.
+absl::StatusOr<std::string> CanonicalValues(const SectionSpec& spec, absl::string_view payload,
+                                            uint32_t row_count);
 
 }  // namespace stillhouse

@@ -1,6 +1,7 @@
 // Sections: what the teacher said about one document, as plain rows, and their names.
 //
-// Row t is the state after token t (see dataset/plan.h). Codecs in storage/codec/ turn rows into parts.
+// Row t is the state after token t (see dataset/plan.h). Codecs in storage/codec/ turn rows into
+// parts.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +22,11 @@ struct SectionSpec {
   uint32_t draws = 0;        // kLogitsSampled: categorical draws per row, at T = 1
   uint32_t hidden_size = 0;  // kHiddenLast: values per row
 
-  std::string Name() const;       // "stats", "logits/sampled", "hidden/last"
-  std::string Canonical() const;  // "stats", "logits/sampled?draws=50", "hidden/last?hidden_size=576&dtype=bf16"
-  // The rows of every part but the last: the most whose plain form is at most kPartBytesMax. Fixed by
-  // the spec, so that a section's parts are known without asking.
+  std::string Name() const;  // "stats", "logits/sampled", "hidden/last"
+  std::string Canonical()
+      const;  // "stats", "logits/sampled?draws=50", "hidden/last?hidden_size=576&dtype=bf16"
+  // The rows of every part but the last: the most whose plain form is at most kPartBytesMax. Fixed
+  // by the spec, so that a section's parts are known without asking.
   uint32_t RowsPerPart() const;
   friend bool operator==(const SectionSpec&, const SectionSpec&) = default;
 };

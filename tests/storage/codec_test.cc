@@ -1,0 +1,293 @@
+#include "storage/codec.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "absl/strings/escaping.h"
+#include "common/random.h"
+#include "common/status.h"
+#include "common/tensor_view.h"
+#include "storage/bit_io.h"
+
+namespace stillhouse {
+namespace {
+
+using testing::ElementsAre;
+
+std::string Hex(absl::string_view bytes) { return std::string(absl::BytesToHexString(bytes)); }
+
+StatsRows MakeStats(int rows, uint64_t seed) {
+  RandomStream random(seed);
+  StatsRows stats;
+  for (int i = 0; i < rows; ++i) {
+    stats.entropy.push_back(static_cast<float>(10 * random.NextUniform()));
+    stats.logsumexp.push_back(static_cast<float>(20 + 5 * random.NextNormal()));
+    stats.top1_id.push_back(static_cast<int32_t>(random.NextBelow(49152)));
+    stats.top1_logprob.push_back(static_cast<float>(-8 * random.NextUniform()));
+    stats.next_logprob.push_back(static_cast<float>(-25 * random.NextUniform()));
+  }
+  return stats;
+}
+
+// Draws with a long tail, as a language model gives them.
+SampledRows MakeSampled(int rows, uint32_t draws, uint32_t vocabulary, uint64_t seed) {
+  RandomStream random(seed);
+  SampledRows sampled;
+  sampled.draws = draws;
+  for (int row = 0; row < rows; ++row) {
+    std::map<int32_t, uint16_t> counts;
+    for (uint32_t i = 0; i < draws; ++i) {
+      ++counts[static_cast<int32_t>(vocabulary * std::pow(random.NextUniform(), 6))];
+    }
+    for (const auto& [id, count] : counts) {
+      sampled.ids.push_back(id);
+      sampled.counts.push_back(count);
+    }
+    sampled.offsets.push_back(static_cast<uint32_t>(sampled.ids.size()));
+  }
+  return sampled;
+}
+
+HiddenRows MakeHidden(int rows, uint32_t width, uint64_t seed) {
+  RandomStream random(seed);
+  HiddenRows hidden;
+  hidden.hidden_size = width;
+  for (uint32_t i = 0; i < rows * width; ++i) {
+    hidden.values.push_back(FloatToBf16(static_cast<float>(random.NextNormal())));
+  }
+  return hidden;
+}
+
+TEST(SectionSpecTest, CanonicalTextsParseBack) {
+  const SectionSpec sampled{.kind = SectionKind::kLogitsSampled, .draws = 50};
+  const SectionSpec hidden{.kind = SectionKind::kHiddenLast, .hidden_size = 576};
+  EXPECT_EQ(SectionSpec{}.Canonical(), "stats");
+  EXPECT_EQ(sampled.Canonical(), "logits/sampled?draws=50");
+  EXPECT_EQ(hidden.Canonical(), "hidden/last?hidden_size=576&dtype=bf16");
+  for (const SectionSpec& spec : {SectionSpec{}, sampled, hidden}) {
+    EXPECT_EQ(*ParseSectionSpec(spec.Canonical()), spec);
+  }
+  for (const char* bad :
+       {"", "stats?", "logits/sampled", "logits/sampled?draws=0", "logits/sampled?draws=050",
+        "logits/sampled?draws=65536", "logits/sampled?draws=5 ", "hidden/last?hidden_size=576",
+        "hidden/last?hidden_size=99999999&dtype=bf16", "hidden/last?hidden_size=-1&dtype=bf16"}) {
+    EXPECT_EQ(ParseSectionSpec(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(SectionSpecTest, PartsAreAtMostFourMebibytesPlain) {
+  const SectionSpec hidden{.kind = SectionKind::kHiddenLast, .hidden_size = 8192};
+  EXPECT_EQ(hidden.RowsPerPart(), 256u);
+  EXPECT_EQ(SectionSpec{}.RowsPerPart(), kPartBytesMax / 20);
+}
+
+// The identity of everything stored: a change here orphans every cache.
+TEST(SectionKeyTest, IsThatOfTheFormat) {
+  const SectionSpec sampled{.kind = SectionKind::kLogitsSampled, .draws = 50};
+  const Digest key = SectionKey(Sha256Of("teacher"), Sha256Of("document"), sampled);
+  EXPECT_EQ(key.Hex(), "4017733c5a6cb26fc0b7b9bd3a74e356da6f8a7390adf7973a7bec40ceb0deb9");
+  EXPECT_NE(key, SectionKey(Sha256Of("document"), Sha256Of("teacher"), sampled));
+  EXPECT_NE(key, SectionKey(Sha256Of("teacher"), Sha256Of("document"), SectionSpec{}));
+}
+
+TEST(BitIoTest, ReaderGivesBackWhatTheWriterPut) {
+  std::string bytes;
+  BitWriter writer(bytes);
+  RandomStream random(1);
+  std::vector<std::pair<uint64_t, int>> put;
+  for (int i = 0; i < 2000; ++i) {
+    const int width = static_cast<int>(random.NextBelow(57));
+    put.push_back({random.Next64() & ((1ull << width) - 1), width});
+    writer.Put(put.back().first, width);
+    writer.PutUnary(i % 150);
+  }
+  writer.Finish();
+  BitReader reader(bytes);
+  for (int i = 0; i < 2000; ++i) {
+    ASSERT_EQ(reader.Get(put[i].second), put[i].first);
+    ASSERT_EQ(reader.GetUnary(150), static_cast<uint64_t>(i % 150));
+  }
+  EXPECT_TRUE(reader.AtEnd());
+  reader.Get(20);
+  EXPECT_FALSE(reader.ok());
+}
+
+TEST(StatsCodecTest, GoldenBytes) {
+  StatsRows rows;
+  rows.entropy = {1.5f, 2.25f, 0.0f};
+  rows.logsumexp = {20.5f, 19.0f, 21.125f};
+  rows.top1_id = {7, 49151, 0};
+  rows.top1_logprob = {-0.5f, -1.0f, -2.0f};
+  rows.next_logprob = {-0.5f, -17.25f, -3.0f};
+  const std::string payload = EncodeStats(rows, 0, 3);
+  EXPECT_EQ(Hex(payload),
+            "01000e00180009000080c0090e00180000200200100700ffbf0000ff7f0d0018000200ffcf08"
+            "11000c0100009003");
+  StatsRows decoded;
+  SH_CHECK_OK(DecodeStats(payload, 3, &decoded));
+  EXPECT_EQ(decoded.entropy, rows.entropy);
+  EXPECT_EQ(decoded.logsumexp, rows.logsumexp);
+  EXPECT_EQ(decoded.top1_id, rows.top1_id);
+  EXPECT_EQ(decoded.top1_logprob, rows.top1_logprob);
+  EXPECT_EQ(decoded.next_logprob, rows.next_logprob);
+}
+
+TEST(StatsCodecTest, ErrorStaysBelowTheStatedBound) {
+  const StatsRows rows = MakeStats(700, 3);
+  StatsRows decoded;
+  SH_CHECK_OK(DecodeStats(EncodeStats(rows, 0, 300), 300, &decoded));
+  SH_CHECK_OK(DecodeStats(EncodeStats(rows, 300, 700), 400, &decoded));
+  ASSERT_EQ(decoded.rows(), 700u);
+  for (int i = 0; i < 700; ++i) {
+    EXPECT_LE(std::abs(decoded.entropy[i] - rows.entropy[i]), kStatsErrorMax);
+    EXPECT_LE(std::abs(decoded.logsumexp[i] - rows.logsumexp[i]), kStatsErrorMax);
+    EXPECT_EQ(decoded.top1_id[i], rows.top1_id[i]);
+    EXPECT_LE(std::abs(decoded.top1_logprob[i] - rows.top1_logprob[i]), kStatsErrorMax);
+    EXPECT_LE(std::abs(decoded.next_logprob[i] - rows.next_logprob[i]), kStatsErrorMax);
+  }
+  // Decoded values encode to themselves, so equality of decoded values is transitive.
+  EXPECT_EQ(EncodeStats(decoded, 0, 700), EncodeStats(rows, 0, 700));
+  EXPECT_LT(EncodeStats(rows, 0, 700).size(), 12u * 700);
+}
+
+TEST(StatsCodecTest, AbsurdRowCountsOfAConstantPayloadAreRefused) {
+  StatsRows rows;
+  rows.entropy = rows.logsumexp = rows.top1_logprob = rows.next_logprob = {0.0f};
+  rows.top1_id = {0};
+  StatsRows decoded;
+  EXPECT_EQ(DecodeStats(EncodeStats(rows, 0, 1), 0xffffffffu, &decoded).code(),
+            absl::StatusCode::kDataLoss);
+}
+
+TEST(SampledCodecTest, GoldenBytes) {
+  SampledRows rows;
+  rows.draws = 5;
+  rows.ids = {3, 10, 49151, 0};
+  rows.counts = {1, 3, 1, 5};
+  rows.offsets = {0, 3, 4};
+  const std::string payload = EncodeSampled(rows, 0, 2);
+  EXPECT_EQ(Hex(payload), "02ed00d80010a4ff4108");
+  SampledRows decoded;
+  decoded.draws = 5;
+  SH_CHECK_OK(DecodeSampled(payload, 2, 49152, &decoded));
+  EXPECT_EQ(decoded.ids, rows.ids);
+  EXPECT_EQ(decoded.counts, rows.counts);
+  EXPECT_EQ(decoded.offsets, rows.offsets);
+}
+
+TEST(SampledCodecTest, RoundTripsAnyVocabularyAndDraws) {
+  for (const uint32_t vocabulary : {1u, 2u, 300u, 49152u, 152064u, kVocabularyMax}) {
+    for (const uint32_t draws : {1u, 50u, 1000u}) {
+      const SampledRows rows = MakeSampled(20, draws, vocabulary, draws);
+      SampledRows decoded;
+      decoded.draws = draws;
+      SH_CHECK_OK(DecodeSampled(EncodeSampled(rows, 0, 8), 8, vocabulary, &decoded));
+      SH_CHECK_OK(DecodeSampled(EncodeSampled(rows, 8, 20), 12, vocabulary, &decoded));
+      EXPECT_EQ(decoded.ids, rows.ids);
+      EXPECT_EQ(decoded.counts, rows.counts);
+      EXPECT_EQ(decoded.offsets, rows.offsets);
+    }
+  }
+}
+
+TEST(SampledCodecTest, IdBeyondTheVocabularyIsRefused) {
+  SampledRows rows;
+  rows.draws = 1;
+  rows.ids = {49152};
+  rows.counts = {1};
+  rows.offsets = {0, 1};
+  SampledRows decoded;
+  decoded.draws = 1;
+  EXPECT_EQ(DecodeSampled(EncodeSampled(rows, 0, 1), 1, 49152, &decoded).code(),
+            absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(decoded.ids.empty());
+  EXPECT_THAT(decoded.offsets, ElementsAre(0u));
+}
+
+TEST(HiddenCodecTest, GoldenBytes) {
+  HiddenRows rows;
+  rows.hidden_size = 2;
+  rows.values = {FloatToBf16(9.0f), FloatToBf16(1.0f), FloatToBf16(-2.0f), 0x0001};
+  EXPECT_EQ(Hex(EncodeHidden(rows, 1, 2)), "0300c00100");
+}
+
+TEST(HiddenCodecTest, KeepsEveryBit) {
+  const HiddenRows rows = MakeHidden(7, 33, 5);
+  const std::string payload = EncodeHidden(rows, 2, 7);
+  EXPECT_EQ(payload.size(), 1u + 5 * 33 * 2);
+  HiddenRows decoded;
+  decoded.hidden_size = 33;
+  SH_CHECK_OK(DecodeHidden(payload, 5, &decoded));
+  EXPECT_EQ(decoded.values, std::vector<uint16_t>(rows.values.begin() + 66, rows.values.end()));
+}
+
+TEST(HiddenCodecTest, WrongSizesAreRefused) {
+  HiddenRows decoded;
+  decoded.hidden_size = 8;
+  const std::string payload = EncodeHidden(MakeHidden(2, 8, 1), 0, 2);
+  EXPECT_FALSE(DecodeHidden(payload, 3, &decoded).ok());
+  EXPECT_FALSE(DecodeHidden(payload, 1, &decoded).ok());
+  EXPECT_FALSE(DecodeHidden(payload.substr(0, payload.size() - 1), 2, &decoded).ok());
+  EXPECT_FALSE(DecodeHidden("", 0xffffffffu, &decoded).ok());
+}
+
+TEST(CanonicalValuesTest, ValuesThatAreNotFiniteAreRefused) {
+  HiddenRows rows = MakeHidden(1, 4, 1);
+  rows.values[2] = 0x7f80;  // infinity
+  const SectionSpec spec{.kind = SectionKind::kHiddenLast, .hidden_size = 4};
+  EXPECT_EQ(CanonicalValues(spec, EncodeHidden(rows, 0, 1), 1).status().code(),
+            absl::StatusCode::kDataLoss);
+}
+
+TEST(CanonicalValuesTest, PartsDoNotChangeThem) {
+  const SampledRows rows = MakeSampled(10, 50, 49152, 1);
+  const SectionSpec spec{.kind = SectionKind::kLogitsSampled, .draws = 50};
+  EXPECT_EQ(*CanonicalValues(spec, EncodeSampled(rows, 0, 10), 10),
+            *CanonicalValues(spec, EncodeSampled(rows, 0, 4), 4) +
+                *CanonicalValues(spec, EncodeSampled(rows, 4, 10), 6));
+}
+
+// Damaged and random payloads: any answer but a crash, and nothing appended when refused.
+TEST(CodecTest, MalformedPayloadsNeverCrash) {
+  const std::vector<std::string> seeds = {EncodeStats(MakeStats(40, 1), 0, 40),
+                                          EncodeSampled(MakeSampled(40, 50, 49152, 1), 0, 40),
+                                          EncodeHidden(MakeHidden(40, 4, 1), 0, 40)};
+  RandomStream random(9);
+  int refused = 0;
+  for (int round = 0; round < 6000; ++round) {
+    std::string payload = seeds[round % 3];
+    const int flips = 1 + static_cast<int>(random.NextBelow(4));
+    for (int i = 0; i < flips; ++i) {
+      payload[random.NextBelow(payload.size())] ^= static_cast<char>(1 << random.NextBelow(8));
+    }
+    if (random.NextBelow(3) == 0) payload.resize(random.NextBelow(payload.size() + 1));
+    StatsRows stats;
+    SampledRows sampled;
+    sampled.draws = 50;
+    HiddenRows hidden;
+    hidden.hidden_size = 4;
+    const bool a = DecodeStats(payload, 40, &stats).ok();
+    const bool b = DecodeSampled(payload, 40, 49152, &sampled).ok();
+    const bool c = DecodeHidden(payload, 40, &hidden).ok();
+    EXPECT_EQ(stats.rows(), a ? 40u : 0u);
+    EXPECT_EQ(sampled.rows(), b ? 40u : 0u);
+    EXPECT_EQ(hidden.rows(), c ? 40u : 0u);
+    refused += !a && !b && !c;
+  }
+  EXPECT_GT(refused, 1000);
+}
+
+TEST(SampledCodecTest, BytesPerRow) {
+  const SampledRows rows = MakeSampled(2000, 50, 49152, 7);
+  const double bytes = EncodeSampled(rows, 0, 2000).size() / 2000.0;
+  const double ids = rows.ids.size() / 2000.0;
+  RecordProperty("bytes_per_row", std::to_string(bytes));
+  // Rice codes of gaps cost at most log2(V / n) + 2 bits an id, counts one bit a draw.
+  EXPECT_LT(bytes, (ids * (std::log2(49152 / ids) + 2) + 50 + 5) / 8 + 1);
+}
+
+}  // namespace
+}  // namespace stillhouse
