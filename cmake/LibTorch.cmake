@@ -31,3 +31,13 @@ target_link_options(sh_torch INTERFACE -Wl,--allow-shlib-undefined)
 find_package(Threads REQUIRED)
 target_link_libraries(sh_torch INTERFACE -Wl,--no-as-needed sh_torch_cpu -Wl,--as-needed sh_torch_c10 Threads::Threads)
 add_library(sh::torch ALIAS sh_torch)
+
+# The OpenMP runtime that libtorch_cpu itself uses, so that a process has one pool of threads. Both
+# share the name libgomp.so.1: where the wheel has none, the system's serves.
+add_library(sh_torch_openmp INTERFACE)
+if(EXISTS ${_torch}/lib/libgomp.so.1)
+  target_link_libraries(sh_torch_openmp INTERFACE ${_torch}/lib/libgomp.so.1)
+else()
+  target_link_libraries(sh_torch_openmp INTERFACE gomp)
+endif()
+add_library(sh::torch_openmp ALIAS sh_torch_openmp)

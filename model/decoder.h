@@ -1,13 +1,14 @@
 // Decoder: the forward pass of a Llama-family language model on ATen, with or without autograd.
 //
 // Owner: weights are plain tensors; whoever made them owns them (a student binds views of its flat
-// buffers). Threads: a forward pass reads the weights only, so several may run at once; inside, ATen
-// uses its own threads. Determinism: the same weights, batch shape, dtype, thread count and library
-// give the same bits; a document's bits also depend on the shape of the batch it lies in.
+// buffers). Threads: a forward pass reads the weights only, so several may run at once; inside,
+// ATen uses its own threads. Determinism: the same weights, batch shape, dtype, thread count and
+// library give the same bits; a document's bits also depend on the shape of the batch it lies in.
 //
-// Architecture: pre-norm decoder with RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et al.
-// 2021, the half-split layout of Hugging Face), grouped-query attention (Ainslie et al. 2023) and SwiGLU
-// (Shazeer 2020). Rounding follows `transformers`: norms and rotary angles in fp32, then cast.
+// Architecture: pre-norm decoder with RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et
+// al. 2021, the half-split layout of Hugging Face), grouped-query attention (Ainslie et al. 2023)
+// and SwiGLU (Shazeer 2020). Rounding follows `transformers`: norms and rotary angles in fp32, then
+// cast.
 #pragma once
 
 #include <cstdint>
@@ -48,8 +49,8 @@ struct DecoderWeights {
   std::vector<NamedTensor> Named() const;
 };
 
-// Weights whose tensors are what `tensor_of` returns for each of config.Parameters(). All must have one
-// floating dtype and the shapes stated: InvalidArgument, naming the first that does not.
+// Weights whose tensors are what `tensor_of` returns for each of config.Parameters(). All must have
+// one floating dtype and the shapes stated: InvalidArgument, naming the first that does not.
 absl::StatusOr<DecoderWeights> BindDecoder(
     const ModelConfig& config,
     absl::FunctionRef<absl::StatusOr<at::Tensor>(const ModelConfig::Parameter&)> tensor_of);
@@ -57,13 +58,14 @@ absl::StatusOr<DecoderWeights> BindDecoder(
 // Reads every tensor as fp32 and casts it to `dtype` (at::kFloat or at::kBFloat16), one at a time.
 absl::StatusOr<DecoderWeights> LoadDecoder(const ModelFiles& files, at::ScalarType dtype);
 
-// The layers of `weights` that `kept` lists, ascending, as a shallower model that shares its tensors.
+// The layers of `weights` that `kept` lists, ascending, as a shallower model that shares its
+// tensors.
 absl::StatusOr<DecoderWeights> KeepLayers(const DecoderWeights& weights,
                                           const std::vector<int64_t>& kept);
 
 // Documents end to end, without padding between them. Attention is causal within each document and
-// positions start at 0 in each. Neighbours of equal length share one attention call, so a padded batch
-// of B rows of length L is B documents of length L.
+// positions start at 0 in each. Neighbours of equal length share one attention call, so a padded
+// batch of B rows of length L is B documents of length L.
 struct DecoderBatch {
   at::Tensor ids;                // [T] int64, each in [0, V)
   std::vector<int64_t> lengths;  // each >= 1; they sum to T
@@ -73,9 +75,9 @@ struct DecoderBatch {
 using LayerHook =
     absl::FunctionRef<void(int64_t layer, const at::Tensor& input, const at::Tensor& output)>;
 
-// The states after the final norm, [T, H] in the weights' dtype. Records a graph for autograd unless the
-// caller holds an at::NoGradGuard or no weight requires a gradient. InvalidArgument for a batch that is
-// not as stated; Internal with LibTorch's first line for what it throws.
+// The states after the final norm, [T, H] in the weights' dtype. Records a graph for autograd
+// unless the caller holds an c10::NoGradGuard or no weight requires a gradient. InvalidArgument for
+// a batch that is not as stated; Internal with LibTorch's first line for what it throws.
 absl::StatusOr<at::Tensor> ForwardHidden(const DecoderWeights& weights, const DecoderBatch& batch);
 absl::StatusOr<at::Tensor> ForwardHidden(const DecoderWeights& weights, const DecoderBatch& batch,
                                          LayerHook hook);

@@ -1,0 +1,27 @@
+// Ops: the kernels as differentiable functions of tensors, fp32 or bf16, on the CPU.
+//
+// These throw c10::Error, as ATen does; the callers in this folder turn it into Status.
+#pragma once
+
+#include <cstdint>
+
+#include "ATen/core/Tensor.h"
+
+namespace stillhouse::ops {
+
+// x [T, H], weight [H] of the same dtype → [T, H].
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
+
+// Angles of rotary positions 0..positions-1: cos and sin [positions, size/2] fp32, rounded to
+// `dtype` as `transformers` does.
+struct RotaryTable {
+  at::Tensor cos, sin;
+};
+RotaryTable MakeRotaryTable(double theta, int64_t size, int64_t positions, at::ScalarType dtype);
+// x [T, heads, size], position [T] int32, each below the table's length → the same shape.
+at::Tensor Rotate(const at::Tensor& x, const RotaryTable& table, const at::Tensor& position);
+
+// gate, up [T, I] → silu(gate)·up.
+at::Tensor SwiGlu(const at::Tensor& gate, const at::Tensor& up);
+
+}  // namespace stillhouse::ops
