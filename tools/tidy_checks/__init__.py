@@ -1,0 +1,1 @@
+"""The checks of tools/tidy.py. Each module has check(tree) → iterable of (path, line, what)."""

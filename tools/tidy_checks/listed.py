@@ -1,0 +1,32 @@
+"""Sources that no CMakeLists.txt names: they are never built, and tests among them never run."""
+
+import pathlib
+import re
+
+
+def _named(tree):
+    """Paths that the CMake files name, whatever the command."""
+    named = set()
+    for cmake, _, words in tree.commands():
+        folder = pathlib.PurePosixPath(cmake).parent
+        for word in words:
+            for part in word.split(";"):
+                if re.search(r"\.(cc|cu|proto|py|sh)$", part):
+                    part = part.replace("${CMAKE_CURRENT_SOURCE_DIR}/", "")
+                    if part.startswith("${PROJECT_SOURCE_DIR}/"):
+                        named.add(part[len("${PROJECT_SOURCE_DIR}/"):])
+                    else:
+                        named.add(str(folder / part) if str(folder) != "." else part)
+    return named
+
+
+def check(tree):
+    named = _named(tree)
+    for path in tree.paths:
+        if path.endswith((".cc", ".cu")) and path not in named:
+            kind = "test" if path.startswith("tests/") else "source"
+            yield path, 1, f"no CMakeLists.txt names this {kind} file"
+        elif path.startswith("tests/") and path.endswith("_test.py") and path not in named:
+            yield path, 1, "no CMakeLists.txt names this test file"
+        elif path.endswith(".h") and tree.library_of(path) is None and not path.startswith(("tests/", "bench/")):
+            yield path, 1, "a header in a folder that cmake/Layers.cmake does not know"

@@ -1,0 +1,115 @@
+"""The files under check, and what the CMake files say about them."""
+
+import functools
+import pathlib
+import re
+import subprocess
+
+CPP = {".cc", ".h", ".cu", ".cuh"}
+
+
+def strip_cpp(text, keep_strings=False):
+    """`text` with comments (and, unless kept, the insides of literals) blanked; line breaks stay."""
+
+    def blank(match):
+        token = match.group(0)
+        if token.startswith("/"):
+            return re.sub(r"[^\n]", " ", token)
+        if keep_strings:
+            return token
+        if token.startswith("R"):
+            return 'R"' + re.sub(r"[^\n]", " ", token[2:-1]) + '"'
+        return token[0] + " " * (len(token) - 2) + token[-1]
+
+    return _TOKEN.sub(blank, text)
+
+
+_TOKEN = re.compile(
+    r"""//(?:\\\n|[^\n])*
+      | /\*.*?\*/
+      | (?<![A-Za-z0-9_])R"(?P<raw>[^(\s]{0,16})\(.*?\)(?P=raw)"
+      | "(?:\\.|[^"\\\n])*"
+      | (?<![0-9A-Fa-f])'(?:\\.|[^'\\\n])+'
+    """,
+    re.S | re.X,
+)
+
+
+class Tree:
+    """A snapshot of one source tree. Paths are relative to the root, with forward slashes."""
+
+    def __init__(self, root):
+        self.root = pathlib.Path(root)
+        self.paths = self._list()
+        self.edges = self._edges()
+        self._commands = None
+
+    def _list(self):
+        try:
+            listed = subprocess.run(
+                ["git", "-C", str(self.root), "ls-files", "-z", "-co", "--exclude-standard"],
+                check=True, capture_output=True).stdout.decode().split("\0")
+        except (OSError, subprocess.CalledProcessError):
+            listed = [str(p.relative_to(self.root)) for p in self.root.rglob("*") if p.is_file()]
+        return sorted(p for p in listed if p and (self.root / p).is_file())
+
+    @functools.lru_cache(maxsize=None)
+    def text(self, path):
+        """The text of a file, or None for what is not text."""
+        data = (self.root / path).read_bytes()
+        if b"\0" in data[:8192]:
+            return None
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+
+    @functools.lru_cache(maxsize=None)
+    def code(self, path):
+        return strip_cpp(self.text(path) or "")
+
+    def cpp(self):
+        return [p for p in self.paths if pathlib.PurePosixPath(p).suffix in CPP]
+
+    def python(self):
+        return [p for p in self.paths if p.endswith(".py")]
+
+    def _edges(self):
+        """library → the libraries it may use, as cmake/Layers.cmake says."""
+        layers = self.text("cmake/Layers.cmake") if "cmake/Layers.cmake" in self.paths else ""
+        edges = {}
+        for name, used in re.findall(r"^set\(SH_EDGES_(\w+)\s+([^)]*)\)", layers, re.M):
+            edges[name] = set(re.findall(r"\w+", used))
+        return edges
+
+    def library_of(self, path):
+        """The library whose folder holds the file; None outside the library folders."""
+        parts = pathlib.PurePosixPath(path).parent.parts
+        for length in range(len(parts), 0, -1):
+            name = "_".join(parts[:length])
+            if name in self.edges:
+                return name
+        return None
+
+    def reachable(self, names):
+        """`names` and all that their edges lead to."""
+        seen = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in seen:
+                seen.add(name)
+                waiting.extend(self.edges.get(name, ()))
+        return seen
+
+    def commands(self):
+        """Every sh_library, sh_program, sh_test and add_* of the CMake files, as (file, command, words)."""
+        if self._commands is None:
+            self._commands = []
+            for path in self.paths:
+                if path.endswith("CMakeLists.txt"):
+                    text = re.sub(r"#[^\n]*", "", self.text(path))
+                    for command, body in re.findall(r"(\w+)\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", text):
+                        words = re.findall(r'"[^"]*"|[^\s"]+', body)
+                        self._commands.append((path, command.lower(), [w.strip('"') for w in words]))
+        return self._commands
