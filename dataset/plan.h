@@ -1,9 +1,10 @@
 // Plan: the immutable, content-addressed list of what a job's documents are, made when a recipe is
 // submitted. Teachers and students read it; nobody tokenises again.
 //
-// Documents are numbered in order of chunk, so a chunk is a range of documents and a batch a sub-range.
-// Training chunks come first, held-out chunks after them. A document of n tokens has n-1 rows: row t is
-// the state after token t and its label is token t+1, counted where loss_mask[t+1] is 1.
+// Documents are numbered in order of chunk, so a chunk is a range of documents and a batch a
+// sub-range. Training chunks come first, held-out chunks after them. A document of n tokens has n-1
+// rows: row t is the state after token t and its label is token t+1, counted where loss_mask[t+1]
+// is 1.
 #pragma once
 
 #include <cstdint>
@@ -18,16 +19,16 @@
 namespace stillhouse {
 
 struct PlanDocument {
-  Digest key;                              // of (tokenizer fingerprint, ids, position policy)
-  absl::Span<const int32_t> tokens;        // at least 2
-  absl::Span<const uint8_t> loss_mask;     // as many as tokens, each 0 or 1
-  uint32_t domain = 0;                     // into Plan::domains()
+  Digest key;                           // of (tokenizer fingerprint, ids, position policy)
+  absl::Span<const int32_t> tokens;     // at least 2
+  absl::Span<const uint8_t> loss_mask;  // as many as tokens, each 0 or 1
+  uint32_t domain = 0;                  // into Plan::domains()
   uint32_t chunk = 0;
   uint32_t rows() const { return static_cast<uint32_t>(tokens.size()) - 1; }
 };
 
-// One forward pass of the teacher: documents [begin, end), padded on the right to `length` tokens. The
-// shape belongs to the plan because another shape gives other bits.
+// One forward pass of the teacher: documents [begin, end), padded on the right to `length` tokens.
+// The shape belongs to the plan because another shape gives other bits.
 struct PlanBatch {
   uint32_t begin = 0, end = 0;
   uint32_t length = 0;
@@ -46,7 +47,7 @@ class Plan {
   virtual ~Plan() = default;
   virtual const Digest& digest() const = 0;  // SHA-256 of the file's bytes
   virtual const Digest& tokenizer_fingerprint() const = 0;
-  virtual uint32_t vocabulary() const = 0;   // the tokenizer's size: every id is below it
+  virtual uint32_t vocabulary() const = 0;  // the tokenizer's size: every id is below it
   virtual uint32_t max_tokens() const = 0;
   virtual uint32_t shuffle_window() const = 0;
   virtual const std::vector<std::string>& domains() const = 0;
