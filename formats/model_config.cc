@@ -270,6 +270,7 @@ std::string ConfigToJson(const ModelConfig& config) {
       {"tie_word_embeddings", config.tie_embeddings},
       {"torch_dtype", config.dtype},
       {"use_cache", true},
+      {"vocab_size", config.vocab_size},
   };
   return root.dump(2) + "\n";
 }
