@@ -111,7 +111,7 @@ uint64_t SafetensorsDtypeSize(absl::string_view dtype) {
 absl::StatusOr<std::shared_ptr<const SafetensorsFile>> SafetensorsFile::Open(
     const std::string& path) {
   std::shared_ptr<SafetensorsFile> opened(new SafetensorsFile);
-  SH_ASSIGN_OR_RETURN(opened->file_, MappedFile::Open(path));
+  SH_ASSIGN_OR_RETURN(opened->file_, MapIdentified(path, opened->identity_));
   const absl::string_view bytes = opened->file_->bytes();
   ByteReader reader(bytes);
   uint64_t header_size = 0;

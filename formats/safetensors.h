@@ -17,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/file.h"
+#include "formats/weights.h"
 
 namespace stillhouse {
 
@@ -38,6 +39,7 @@ class SafetensorsFile {
   static absl::StatusOr<std::shared_ptr<const SafetensorsFile>> Open(const std::string& path);
 
   const std::string& path() const { return file_->path(); }
+  const FileIdentity& identity() const { return identity_; }
   const std::vector<SafetensorsTensor>& tensors() const { return tensors_; }  // by offset
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const SafetensorsTensor* Find(absl::string_view name) const;
@@ -52,6 +54,7 @@ class SafetensorsFile {
   absl::Status ParseHeader(absl::string_view header);
 
   std::shared_ptr<const MappedFile> file_;
+  FileIdentity identity_;
   absl::string_view data_;
   std::vector<SafetensorsTensor> tensors_;
   absl::flat_hash_map<std::string, size_t> by_name_;

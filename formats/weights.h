@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/file.h"
 
 namespace stillhouse {
 
@@ -19,17 +20,38 @@ struct TensorInfo {
   int64_t Count() const;
 };
 
+// "[576, 192]", for messages.
+std::string ShapeText(absl::Span<const int64_t> shape);
+
+// What tells one state of a file from another without reading it.
+struct FileIdentity {
+  std::string path;  // absolute, symbolic links resolved
+  uint64_t size = 0;
+  uint64_t device = 0;
+  uint64_t inode = 0;
+  int64_t modified_ns = 0;  // since the epoch
+  int64_t changed_ns = 0;
+
+  friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+};
+absl::StatusOr<FileIdentity> IdentifyFile(const std::string& path);
+// Maps `path` and identifies it; Aborted if it was replaced meanwhile.
+absl::StatusOr<std::shared_ptr<const MappedFile>> MapIdentified(const std::string& path,
+                                                                FileIdentity& identity);
+
 // Immutable and thread-safe once open; memory-mapped. Values come dequantised, and permuted to the
 // Hugging Face layout where the file has another (GGUF's q and k of Llama).
 class Weights {
  public:
   virtual ~Weights() = default;
-  virtual const std::vector<TensorInfo>& tensors() const = 0;    // in a fixed order
+  virtual const std::vector<TensorInfo>& tensors() const = 0;  // in a fixed order
   virtual const TensorInfo* Find(absl::string_view name) const = 0;
   // REQUIRES: out.size() == Find(name)->Count(). NotFound for an unknown name.
   virtual absl::Status ReadF32(absl::string_view name, absl::Span<float> out) const = 0;
   // The bytes of the tensor as the file holds them (for fingerprints).
   virtual absl::StatusOr<absl::string_view> RawBytes(absl::string_view name) const = 0;
+  // The files behind the maps as they were when opened; none for weights that lie in no file.
+  virtual std::vector<FileIdentity> files() const { return {}; }
 };
 
 }  // namespace stillhouse
