@@ -52,8 +52,7 @@ absl::Status CheckAdamWBuffers(const AdamWBuffers& b, Device device) {
 
 namespace {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 // One binary for every machine: the loader picks the widest copy that the processor runs.
 #define SH_VECTOR_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
 #else
@@ -82,7 +81,7 @@ void StepRangeWithWeights(const float* __restrict gradients, const AdamWScalars 
 class CpuAdamW final : public AdamWBackend {
  public:
   absl::Status Step(const AdamWBuffers& buffers, const AdamWScalars& scalars,
-                    ParallelFor parallel_for) override {
+                    RangeRunner run) override {
     SH_RETURN_IF_ERROR(internal::CheckAdamWBuffers(buffers, Device::kCpu));
     const auto* gradients = static_cast<const float*>(buffers.gradients.data);
     auto* masters = static_cast<float*>(buffers.masters.data);
@@ -90,7 +89,7 @@ class CpuAdamW final : public AdamWBackend {
     auto* second = static_cast<float*>(buffers.second.data);
     auto* weights = static_cast<uint16_t*>(buffers.weights.data);
     const bool with_weights = buffers.weights.count != 0;
-    parallel_for(buffers.masters.count, [&](size_t begin, size_t end) {
+    run(buffers.masters.count, [&](size_t begin, size_t end) {
       if (with_weights) {
         StepRangeWithWeights(gradients + begin, scalars, masters + begin, first + begin,
                              second + begin, weights + begin, end - begin);
@@ -131,10 +130,10 @@ double BlockSumOfSquares(const float* values, size_t n) {
 
 std::unique_ptr<AdamWBackend> MakeCpuAdamW() { return std::make_unique<CpuAdamW>(); }
 
-double SumOfSquares(absl::Span<const float> values, ParallelFor parallel_for) {
+double SumOfSquares(absl::Span<const float> values, RangeRunner run) {
   const size_t blocks = (values.size() + kNormBlock - 1) / kNormBlock;
   std::vector<double> sums(blocks);
-  parallel_for(blocks, [&](size_t begin, size_t end) {
+  run(blocks, [&](size_t begin, size_t end) {
     for (size_t block = begin; block < end; ++block) {
       const size_t from = block * kNormBlock;
       sums[block] =

@@ -2,7 +2,7 @@
 // reads, written in the same pass.
 //
 // Threads: an AdamW is used by one thread at a time; it spreads over others only through the
-// ParallelFor it is given. Determinism: element by element, so the bits depend neither on the split
+// RangeRunner it is given. Determinism: element by element, so the bits depend neither on the split
 // nor on the instruction set.
 #pragma once
 
@@ -20,7 +20,7 @@ namespace stillhouse {
 // Calls `body(begin, end)` over disjoint ranges that cover [0, n), on any threads, and returns when
 // all are done.
 using RangeBody = absl::FunctionRef<void(size_t begin, size_t end)>;
-using ParallelFor = absl::FunctionRef<void(size_t n, RangeBody body)>;
+using RangeRunner = absl::FunctionRef<void(size_t n, RangeBody body)>;
 void RunSerially(size_t n, RangeBody body);
 
 struct AdamWOptions {
@@ -48,11 +48,11 @@ class AdamWBackend {
   virtual ~AdamWBackend() = default;
   // InvalidArgument when lengths, dtypes or devices are not as AdamWBuffers says.
   virtual absl::Status Step(const AdamWBuffers& buffers, const AdamWScalars& scalars,
-                            ParallelFor parallel_for) = 0;
+                            RangeRunner run) = 0;
 };
 
 std::unique_ptr<AdamWBackend> MakeCpuAdamW();
-// Runs on the buffers' CUDA stream; `parallel_for` is not used. Unimplemented, naming what to
+// Runs on the buffers' CUDA stream; `run` is not used. Unimplemented, naming what to
 // build, in a build without CUDA; Unavailable without a device.
 absl::StatusOr<std::unique_ptr<AdamWBackend>> MakeCudaAdamW();
 
@@ -61,8 +61,8 @@ absl::Status CheckAdamWBuffers(const AdamWBuffers& buffers, Device device);
 }  // namespace internal
 
 // Sum of squares in double, in blocks of a fixed size that are added in order: the same bits
-// however `parallel_for` splits. NaN or infinity if any element is.
-double SumOfSquares(absl::Span<const float> values, ParallelFor parallel_for);
+// however `run` splits. NaN or infinity if any element is.
+double SumOfSquares(absl::Span<const float> values, RangeRunner run);
 
 // The factor that brings a gradient of global norm `norm` down to `clip`; 1 if it is within, or if
 // `clip` is 0 (no clipping).

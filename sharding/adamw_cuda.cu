@@ -20,7 +20,7 @@ __global__ void AdamWKernel(const float* gradients, const AdamWScalars scalars, 
 
 class CudaAdamW final : public AdamWBackend {
  public:
-  absl::Status Step(const AdamWBuffers& b, const AdamWScalars& scalars, ParallelFor) override {
+  absl::Status Step(const AdamWBuffers& b, const AdamWScalars& scalars, RangeRunner) override {
     const absl::Status checked = internal::CheckAdamWBuffers(b, Device::kCuda);
     if (!checked.ok()) return checked;
     const size_t n = b.masters.count;
