@@ -42,7 +42,6 @@ class Tree:
         self.root = pathlib.Path(root)
         self.paths = self._list()
         self.edges = self._edges()
-        self._commands = None
 
     def _list(self):
         try:
@@ -82,13 +81,20 @@ class Tree:
             edges[name] = set(re.findall(r"\w+", used))
         return edges
 
+    @functools.cached_property
+    def _library_folders(self):
+        """folder → the library that its CMakeLists.txt makes."""
+        folders = {name: name for name in self.edges}
+        for cmake, command, words in self.commands():
+            if command == "sh_library" and words:
+                folders[str(pathlib.PurePosixPath(cmake).parent)] = words[0]
+        return folders
+
     def library_of(self, path):
         """The library whose folder holds the file; None outside the library folders."""
-        parts = pathlib.PurePosixPath(path).parent.parts
-        for length in range(len(parts), 0, -1):
-            name = "_".join(parts[:length])
-            if name in self.edges:
-                return name
+        for folder in pathlib.PurePosixPath(path).parents:
+            if str(folder) in self._library_folders:
+                return self._library_folders[str(folder)]
         return None
 
     def reachable(self, names):
@@ -102,14 +108,14 @@ class Tree:
                 waiting.extend(self.edges.get(name, ()))
         return seen
 
+    @functools.lru_cache(maxsize=None)
     def commands(self):
-        """Every sh_library, sh_program, sh_test and add_* of the CMake files, as (file, command, words)."""
-        if self._commands is None:
-            self._commands = []
-            for path in self.paths:
-                if path.endswith("CMakeLists.txt"):
-                    text = re.sub(r"#[^\n]*", "", self.text(path))
-                    for command, body in re.findall(r"(\w+)\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", text):
-                        words = re.findall(r'"[^"]*"|[^\s"]+', body)
-                        self._commands.append((path, command.lower(), [w.strip('"') for w in words]))
-        return self._commands
+        """Every command of the CMakeLists.txt files, as (file, command, words)."""
+        found = []
+        for path in self.paths:
+            if pathlib.PurePosixPath(path).name == "CMakeLists.txt":
+                text = re.sub(r"#[^\n]*", "", self.text(path))
+                for command, body in re.findall(r"(\w+)\s*\(([^()]*(?:\([^()]*\)[^()]*)*)\)", text):
+                    words = re.findall(r'"[^"]*"|[^\s"]+', body)
+                    found.append((path, command.lower(), [w.strip('"') for w in words]))
+        return found

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""The quickstart: one teacher, one cache, two students that read it, and one trained without a teacher.
+
+Writes build/quickstart/recipe.yaml, runs `coordinatorctl local` on it, and makes report.json and a table
+from what coordinatorctl says afterwards. Everything stays in build/quickstart/. Run again, it clears
+students/ and trains again from the cache, for which the teacher need not run at all.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+
+import quickstart_report
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TEACHER = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NAME = "handbook"
+
+RECIPE = """\
+# Written by `make quickstart`: SmolLM2-135M-Instruct reads the Debian handbook once; three students of
+# different kinds then train from what it said.
+name: {name}
+teacher: {{model: {teacher}, dtype: bf16}}
+dataset:
+  sources: [{{path: "{corpus}/*.txt", domain: docs}}]
+  max_tokens: 512
+  when_longer: split
+  held_out: 0.05
+  shuffle_window: 8
+capture:
+  logits: {{method: sampled, draws: 50}}
+cache: {{directory: cache}}
+output: students
+students:
+  - name: half                      # 15 of the teacher's 30 layers
+    init: {{from: teacher, layers: {{keep: 15, by: block_influence}}}}
+    dtype: bf16
+    batch: {{tokens: 2048, micro_batch: 1024, packing: true}}
+    losses:
+      - {{kl: {{targets: sampled, temperature: 1.0}}, weight: 0.9}}
+      - {{cross_entropy: {{}}, weight: 0.1}}
+    optimizer: {{name: adamw, lr: 5e-4, betas: [0.9, 0.95], weight_decay: 0.01,
+                warmup: 0.1, schedule: cosine, clip: 1.0}}
+    steps: 40
+    seed: 7
+  - name: large                     # other size, batch and packing, the same cache
+    init: {{from: teacher, layers: {{keep: 20, by: block_influence}}}}
+    dtype: bf16
+    batch: {{tokens: 1024, micro_batch: 1024, packing: false}}
+    losses:
+      - {{kl: {{targets: sampled, temperature: 1.0}}, weight: 0.9}}
+      - {{cross_entropy: {{}}, weight: 0.1}}
+    optimizer: {{name: adamw, lr: 3e-4, betas: [0.9, 0.95], weight_decay: 0.01,
+                warmup: 0.1, schedule: cosine, clip: 1.0}}
+    steps: 30
+    seed: 7
+  - name: control                   # half without distillation: everything else is the same
+    init: {{from: teacher, layers: {{keep: 15, by: block_influence}}}}
+    dtype: bf16
+    batch: {{tokens: 2048, micro_batch: 1024, packing: true}}
+    losses:
+      - {{cross_entropy: {{}}, weight: 1.0}}
+    optimizer: {{name: adamw, lr: 5e-4, betas: [0.9, 0.95], weight_decay: 0.01,
+                warmup: 0.1, schedule: cosine, clip: 1.0}}
+    steps: 40
+    seed: 7
+"""
+
+
+class Quickstart:
+    """One run of the quickstart in one folder."""
+
+    def __init__(self, build, deps, folder):
+        self.ctl = build / "bin" / "coordinatorctl"
+        self.modelctl = build / "bin" / "modelctl"
+        self.deps = deps
+        self.folder = folder
+        self.recipe = folder / "recipe.yaml"
+
+    def check_parts(self):
+        for part in (self.ctl, self.modelctl, self.deps / "teacher" / TEACHER, self.deps / "corpus"):
+            if not part.exists():
+                sys.exit(f"quickstart: {part} is missing: run `make quickstart`, which builds and fetches it")
+
+    def write_recipe(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+        def relative(path):
+            return os.path.relpath(path, self.folder)
+
+        text = RECIPE.format(name=NAME, teacher=json.dumps(relative(self.deps / "teacher" / TEACHER)),
+                             corpus=relative(self.deps / "corpus"))
+        self.recipe.write_text(text, encoding="utf-8")
+
+    def json_of(self, *words):
+        """What a program prints as JSON; a failure ends the quickstart with the program's own line."""
+        done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              text=True, check=False)
+        if done.returncode != 0:
+            sys.exit(done.returncode)
+        return json.loads(done.stdout)
+
+    def run(self):
+        """Runs everything; returns the report."""
+        self.check_parts()
+        self.write_recipe()
+        students = self.folder / "students"
+        if students.exists():
+            print("quickstart: students/ of the last run is cleared; the cache stays", flush=True)
+            shutil.rmtree(students)
+        print(f"quickstart: {self.ctl.name} local {self.recipe.relative_to(ROOT)}", flush=True)
+        started = time.monotonic()
+        code = subprocess.call([str(self.ctl), "local", str(self.recipe)], stdin=subprocess.DEVNULL)
+        if code != 0:
+            print("quickstart: it did not finish. Run it again: what was captured stays in the cache", file=sys.stderr)
+            sys.exit(code if code > 0 else 1)
+        seconds = time.monotonic() - started
+        state = self.json_of(self.ctl, "get", "--recipe", self.recipe, "-o", "json")
+        cache = self.json_of(self.ctl, "cache", "du", f"job/{NAME}", "--dir", self.folder / "cache", "-o", "json")
+        model = self.json_of(self.modelctl, "inspect", self.deps / "teacher" / TEACHER, "-o", "json")
+        return quickstart_report.make(state, cache, model, job=f"job/{NAME}", control="control", seconds=seconds)
+
+
+def shown(path):
+    """`path` as a word to paste, below the current folder where it is."""
+    text = os.path.relpath(path, ROOT)
+    return f'"{text}"' if " " in text else text
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build", help="the build folder")
+    parser.add_argument("--deps", type=pathlib.Path, default=ROOT / ".deps")
+    options = parser.parse_args()
+    folder = options.build / "quickstart"
+    quickstart = Quickstart(options.build, options.deps, folder)
+    report = quickstart.run()
+    temporary = folder / "report.json.tmp"
+    temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(folder / "report.json")
+    print()
+    print(quickstart_report.table(report))
+    student = shown(folder / "students" / "half")
+    print(f"""
+The whole report: {shown(folder / "report.json")}. To paste next:
+  python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'
+  build/bin/coordinatorctl init --teacher {shown(options.deps / "teacher" / TEACHER)} --text 'my-text/*.txt' my.yaml
+  build/bin/coordinatorctl local my.yaml""")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
