@@ -17,32 +17,12 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/digest.h"
+#include "storage/part.h"
 #include "storage/sections.h"
 
 namespace stillhouse {
 
 class RpcClient;
-
-struct PartKey {
-  Digest section;
-  uint32_t row_begin = 0;
-  friend auto operator<=>(const PartKey&, const PartKey&) = default;
-};
-
-struct Part {
-  PartKey key;
-  uint32_t row_count = 0;
-  std::string payload;
-};
-
-// Where the parts of one Put come from; stored beside them for audits, outside their identity.
-struct Provenance {
-  Digest teacher;
-  Digest plan;
-  uint32_t chunk = 0;
-  SectionSpec spec;
-  std::string producer_class;
-};
 
 // What a server promises to keep. A worker reports a chunk done with the acks it holds.
 struct StoreAck {

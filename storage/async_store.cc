@@ -1,0 +1,107 @@
+#include "storage/async_store.h"
+
+#include <deque>
+#include <vector>
+
+#include "common/mutex.h"
+#include "common/thread_pool.h"
+
+namespace stillhouse {
+namespace {
+
+class PoolAsyncStore final : public AsyncStore {
+ public:
+  PoolAsyncStore(TeacherCache& sections, ObjectStore& objects, Executor& executor, int read_threads)
+      : sections_(sections),
+        objects_(objects),
+        executor_(executor),
+        writer_(std::make_unique<ThreadPool>(1)),
+        readers_(std::make_unique<ThreadPool>(read_threads)) {}
+
+  // Readers pass checked puts on to the writer, so they end first.
+  ~PoolAsyncStore() override {
+    readers_.reset();
+    writer_.reset();
+  }
+
+  void RunRead(Work work) override { Run(*readers_, std::move(work)); }
+  void RunWrite(Work work) override { Run(*writer_, std::move(work)); }
+
+  void Put(PutItem item, Callback<PutCounts> done) override {
+    readers_->Post([this, item = std::move(item), done = std::move(done)]() mutable {
+      const absl::Status checked = CheckPut(item);
+      if (!checked.ok()) {
+        Finish(std::move(done), checked);
+        return;
+      }
+      {
+        MutexLock lock(mutex_);
+        waiting_.push_back({std::move(item), std::move(done)});
+      }
+      writer_->Post([this] { WriteGroup(); });
+    });
+  }
+
+ private:
+  struct WaitingPut {
+    PutItem item;
+    Callback<PutCounts> done;
+  };
+
+  void Run(ThreadPool& pool, Work work) {
+    pool.Post(
+        [this, work = std::move(work)]() mutable { executor_.Post(work(sections_, objects_)); });
+  }
+
+  void Finish(Callback<PutCounts> done, absl::StatusOr<PutCounts> result) {
+    executor_.Post([done = std::move(done), result = std::move(result)]() mutable {
+      done(std::move(result));
+    });
+  }
+
+  // Everything that came while the writer was busy, up to the limit, under one sync.
+  void WriteGroup() {
+    std::vector<PutItem> items;
+    std::vector<Callback<PutCounts>> dones;
+    {
+      MutexLock lock(mutex_);
+      for (uint64_t bytes = 0; !waiting_.empty() && bytes < kPutGroupBytesMax;) {
+        for (const Part& part : waiting_.front().item.parts) bytes += part.payload.size();
+        items.push_back(std::move(waiting_.front().item));
+        dones.push_back(std::move(waiting_.front().done));
+        waiting_.pop_front();
+      }
+    }
+    if (items.empty()) return;
+    const auto counts = sections_.Put(items);
+    for (size_t i = 0; i < items.size(); ++i) {
+      if (counts.ok()) {
+        Finish(std::move(dones[i]), (*counts)[i]);
+      } else if (items.size() == 1) {
+        Finish(std::move(dones[i]), counts.status());
+      } else {
+        // One item must not spoil the others: each on its own.
+        const auto alone = sections_.Put(absl::MakeConstSpan(&items[i], 1));
+        Finish(std::move(dones[i]),
+               alone.ok() ? absl::StatusOr<PutCounts>((*alone)[0]) : alone.status());
+      }
+    }
+  }
+
+  TeacherCache& sections_;
+  ObjectStore& objects_;
+  Executor& executor_;
+  Mutex mutex_;
+  std::deque<WaitingPut> waiting_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<ThreadPool> writer_;
+  std::unique_ptr<ThreadPool> readers_;
+};
+
+}  // namespace
+
+std::unique_ptr<AsyncStore> MakePoolAsyncStore(TeacherCache& sections, ObjectStore& objects,
+                                               Executor& executor, int read_threads) {
+  return std::make_unique<PoolAsyncStore>(sections, objects, executor, read_threads);
+}
+
+}  // namespace stillhouse

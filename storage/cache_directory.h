@@ -1,0 +1,49 @@
+// CacheDirectory: a cache on disk, held by one process for writing or by several for reading.
+//
+//   <dir>/STILLHOUSE.LOCK   flock: exclusive for a server, shared for readers
+//   <dir>/db/               the database
+//   <dir>/*.ingest          files being prepared; removed when the cache is opened for writing
+//
+// Threads and durability: see TeacherCache and ObjectStore, which it owns.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/file.h"
+#include "storage/object_store.h"
+#include "storage/teacher_cache.h"
+
+namespace stillhouse {
+
+class CacheDirectory {
+ public:
+  struct Options {
+    std::string path;
+    bool read_only = false;
+    uint64_t disk_reserve_bytes = RocksOptions().disk_reserve_bytes;
+    std::function<void(absl::Status)> on_background_error;  // as RocksOptions
+  };
+  // FailedPrecondition if another process holds the directory in a way that excludes this one;
+  // NotFound if there is nothing to read; DataLoss if the database is damaged.
+  static absl::StatusOr<std::unique_ptr<CacheDirectory>> Open(Options options);
+  ~CacheDirectory();
+
+  TeacherCache& sections() { return *sections_; }
+  ObjectStore& objects() { return *objects_; }
+  // Flushes, so that the next opening replays no log. REQUIRES: nothing follows.
+  absl::Status Close();
+
+ private:
+  CacheDirectory() = default;
+
+  // Destroyed from the last to the first: the lock goes when the database is closed.
+  std::unique_ptr<FileLock> lock_;
+  std::unique_ptr<KvStore> store_;
+  std::unique_ptr<TeacherCache> sections_;
+  std::unique_ptr<ObjectStore> objects_;
+};
+
+}  // namespace stillhouse

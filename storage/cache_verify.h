@@ -1,0 +1,29 @@
+// Verification of a whole cache, in steps, so that a server stays responsive in between.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "storage/object_store.h"
+#include "storage/teacher_cache.h"
+
+namespace stillhouse {
+
+inline constexpr int kVerifyStepRecords = 2000;
+
+struct VerifyStep {
+  uint64_t records = 0;       // records, index entries and objects that this step read
+  uint64_t unreferenced = 0;  // records that no index entry names: left by a crash, harmless
+  std::vector<std::string> problems;  // one line each
+  std::string next;                   // what to continue after; empty: finished
+};
+
+// One step after `after` (begin with ""): first the database's own checksums of every file, then
+// each record (checksum, decoded values, origin, its place in the index), each index entry, each
+// object. Damage is a problem in the answer; an error means that verification itself could not go
+// on.
+absl::StatusOr<VerifyStep> VerifyCache(TeacherCache& sections, ObjectStore& objects,
+                                       const std::string& after, int limit = kVerifyStepRecords);
+
+}  // namespace stillhouse

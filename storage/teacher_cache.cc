@@ -1,0 +1,382 @@
+#include "storage/teacher_cache.h"
+
+#include <algorithm>
+
+#include "absl/container/flat_hash_map.h"
+#include "common/byte_io.h"
+#include "common/log.h"
+#include "common/status.h"
+#include "storage/codec.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr absl::string_view kCacheFormat = "1";
+constexpr absl::string_view kFormatKey = "format";
+constexpr absl::string_view kStoreIdKey = "store_id";
+constexpr absl::string_view kIncarnationKey = "incarnation";
+constexpr absl::string_view kTotalsPrefix = "totals/";
+constexpr uint64_t kPlaceKeyBytes = 12;
+constexpr uint64_t kIndexKeyBytes = 36;
+
+std::string Describe(const PartKey& key) {
+  return absl::StrCat("section ", key.section.ShortHex(), " row ", key.row_begin);
+}
+
+std::string EncodeTotals(const SpecTotals& totals) {
+  ByteWriter out;
+  for (const uint64_t value : {totals.sections, totals.parts, totals.rows, totals.record_bytes,
+                               totals.payload_bytes, totals.index_bytes}) {
+    out.Put(value);
+  }
+  return out.Take();
+}
+
+absl::StatusOr<SpecTotals> ParseTotals(absl::string_view bytes) {
+  ByteReader reader(bytes);
+  SpecTotals totals;
+  for (uint64_t* value : {&totals.sections, &totals.parts, &totals.rows, &totals.record_bytes,
+                          &totals.payload_bytes, &totals.index_bytes}) {
+    reader.Get(value);
+  }
+  if (!reader.AtEnd()) return absl::DataLossError("the totals of the cache are malformed");
+  return totals;
+}
+
+absl::Status CheckPart(const SectionSpec& spec, const Part& part) {
+  const uint32_t rows_max = spec.RowsPerPart();
+  if (part.key.row_begin % rows_max != 0 || part.row_count == 0 || part.row_count > rows_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rows ", part.key.row_begin, " + ", part.row_count, " are no part of ",
+                     spec.Canonical(), ", which has ", rows_max, " rows a part"));
+  }
+  return CanonicalValues(spec, part.payload, part.row_count).status();
+}
+
+bool SameValues(const SectionSpec& spec, absl::string_view a, absl::string_view b, uint32_t rows) {
+  if (a == b) return true;
+  const absl::StatusOr<std::string> left = CanonicalValues(spec, a, rows);
+  const absl::StatusOr<std::string> right = CanonicalValues(spec, b, rows);
+  return left.ok() && right.ok() && *left == *right;
+}
+
+}  // namespace
+
+std::vector<KvFamilyOptions> CacheFamilies() {
+  return {
+      {.name = "data", .automatic_compaction = false, .point_lookups = true},
+      {.name = "index", .automatic_compaction = false, .point_lookups = true},
+      {.name = "objects", .automatic_compaction = false, .point_lookups = false},
+      {.name = "meta",
+       .automatic_compaction = true,
+       .point_lookups = false,
+       .memtable_bytes = 1 << 20},
+  };
+}
+
+absl::Status CheckPut(const PutItem& item) {
+  if (item.parts.empty() || item.parts.size() > kPutPartsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("a put of ", item.parts.size(), " parts"));
+  }
+  if (item.provenance.producer_class.size() > kProducerClassBytesMax) {
+    return absl::InvalidArgumentError("the producer class is longer than 4096 bytes");
+  }
+  for (const Part& part : item.parts) {
+    SH_RETURN_IF_ERROR_AT(CheckPart(item.provenance.spec, part), Describe(part.key));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TeacherCache::ReadIdentity(bool* found) {
+  SH_ASSIGN_OR_RETURN(
+      const auto values,
+      store_.MultiGet(kCacheMeta, {std::string(kFormatKey), std::string(kStoreIdKey),
+                                   std::string(kIncarnationKey)}));
+  *found = values[0].has_value();
+  if (!*found) return absl::OkStatus();
+  if (*values[0] != kCacheFormat) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the cache has format ", *values[0], "; this program reads format ", kCacheFormat));
+  }
+  if (!values[1].has_value() || !values[2].has_value() || values[2]->size() != 8) {
+    return absl::DataLossError("the identity of the cache is malformed");
+  }
+  identity_.store_id = *values[1];
+  ByteReader(*values[2]).Get(&identity_.incarnation);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
+                                                                 const std::string& new_store_id) {
+  auto cache = std::unique_ptr<TeacherCache>(new TeacherCache(store));
+  bool found = false;
+  SH_RETURN_IF_ERROR(cache->ReadIdentity(&found));
+  SH_ASSIGN_OR_RETURN(
+      const KvScanResult last,
+      store.Scan(kCacheData, {.entries_max = 1, .reverse = true, .keys_only = true}));
+  if (!last.entries.empty()) {
+    SH_ASSIGN_OR_RETURN(const Place place, ParsePlaceKey(last.entries[0].key));
+    cache->next_segment_ = place.segment + 1;
+  }
+  if (!found) cache->identity_.store_id = new_store_id;
+  ++cache->identity_.incarnation;
+  ByteWriter incarnation;
+  incarnation.Put(cache->identity_.incarnation);
+  KvBatch batch;
+  batch.Put(kCacheMeta, std::string(kFormatKey), std::string(kCacheFormat));
+  batch.Put(kCacheMeta, std::string(kStoreIdKey), cache->identity_.store_id);
+  batch.Put(kCacheMeta, std::string(kIncarnationKey), incarnation.Take());
+  SH_RETURN_IF_ERROR(store.Write(batch, KvStore::Sync::kSync));
+  cache->writable_ = true;
+  return cache;
+}
+
+absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::OpenReadOnly(KvStore& store) {
+  auto cache = std::unique_ptr<TeacherCache>(new TeacherCache(store));
+  bool found = false;
+  SH_RETURN_IF_ERROR(cache->ReadIdentity(&found));
+  if (!found) return absl::NotFoundError("the database holds no cache");
+  return cache;
+}
+
+// Records of one group on their way into the store: some into a file, some into the batch.
+class TeacherCache::Group {
+ public:
+  explicit Group(TeacherCache& cache) : cache_(cache) {}
+
+  absl::Status AddLarge(const NewPart& part) {
+    if (file_ == nullptr) {
+      SH_ASSIGN_OR_RETURN(file_, cache_.store_.NewSortedFile(kCacheData));
+      file_segment_ = cache_.next_segment_++;
+    }
+    const std::string origin = EncodeOriginRecord(part.item->provenance);
+    const auto [known, added] = file_origins_.try_emplace(origin, file_slot_);
+    if (added) SH_RETURN_IF_ERROR(file_->Add(PlaceKey({file_segment_, file_slot_++}), origin));
+    const Place place{file_segment_, file_slot_++};
+    const std::string record = Encode(*part.part, known->second);
+    SH_RETURN_IF_ERROR(file_->Add(PlaceKey(place), record));
+    AddIndex(*part.part, place, record.size());
+    return absl::OkStatus();
+  }
+
+  void AddSmall(const NewPart& part) {
+    if (cache_.segment_ == 0 || cache_.segment_bytes_ >= kSegmentBytesMin) {
+      cache_.segment_ = cache_.next_segment_++;
+      cache_.next_slot_ = 0;
+      cache_.segment_bytes_ = 0;
+      cache_.origins_.clear();
+    }
+    std::string origin = EncodeOriginRecord(part.item->provenance);
+    const auto [known, added] = cache_.origins_.try_emplace(origin, cache_.next_slot_);
+    if (added) {
+      batch_.Put(kCacheData, PlaceKey({cache_.segment_, cache_.next_slot_++}), std::move(origin));
+    }
+    const Place place{cache_.segment_, cache_.next_slot_++};
+    std::string record = Encode(*part.part, known->second);
+    AddIndex(*part.part, place, record.size());
+    cache_.segment_bytes_ += record.size();
+    batch_.Put(kCacheData, PlaceKey(place), std::move(record));
+  }
+
+  absl::Status Commit() {
+    if (file_ != nullptr) SH_RETURN_IF_ERROR(cache_.store_.Ingest(std::move(file_)));
+    return cache_.store_.Write(batch_, KvStore::Sync::kSync);
+  }
+
+  KvBatch* batch() { return &batch_; }
+  // Of the index entries, in order of the parts added.
+  const std::vector<uint64_t>& entry_bytes() const { return entry_bytes_; }
+
+ private:
+  static std::string Encode(const Part& part, uint32_t origin) {
+    return EncodePartRecord({.key = part.key,
+                             .row_count = part.row_count,
+                             .codec = static_cast<uint8_t>(part.payload[0]),
+                             .table = kTableNone,
+                             .origin = origin,
+                             .payload = part.payload});
+  }
+  void AddIndex(const Part& part, const Place& place, uint64_t record_bytes) {
+    std::string entry =
+        EncodeIndexEntry({place, part.row_count, static_cast<uint32_t>(record_bytes)});
+    entry_bytes_.push_back(entry.size());
+    batch_.Put(kCacheIndex, IndexKey(part.key), std::move(entry));
+  }
+
+  TeacherCache& cache_;
+  KvBatch batch_;
+  std::vector<uint64_t> entry_bytes_;
+  std::unique_ptr<KvSortedFile> file_;
+  uint64_t file_segment_ = 0;
+  uint32_t file_slot_ = 0;
+  std::map<std::string, uint32_t> file_origins_;
+};
+
+absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* group) {
+  SH_ASSIGN_OR_RETURN(auto totals, Totals());
+  std::map<std::string, SpecTotals> changed;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const NewPart& added = parts[i];
+    const std::string spec = added.item->provenance.spec.Canonical();
+    SpecTotals& total = changed.try_emplace(spec, totals[spec]).first->second;
+    total.sections += added.part->key.row_begin == 0;
+    total.parts += 1;
+    total.rows += added.part->row_count;
+    total.record_bytes += kPlaceKeyBytes + kRecordOverheadBytes + added.part->payload.size();
+    total.payload_bytes += added.part->payload.size();
+    total.index_bytes += kIndexKeyBytes + group->entry_bytes()[i];
+  }
+  for (const auto& [spec, total] : changed) {
+    group->batch()->Put(kCacheMeta, absl::StrCat(kTotalsPrefix, spec), EncodeTotals(total));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TeacherCache::Commit(const std::vector<NewPart>& parts) {
+  uint64_t large_bytes = 0;
+  for (const NewPart& added : parts) {
+    if (added.part->payload.size() >= kLargePartBytes) large_bytes += added.part->payload.size();
+  }
+  const bool ingest = large_bytes >= kIngestBytesMin;
+  Group group(*this);
+  absl::Status status;
+  for (const NewPart& added : parts) {
+    if (!status.ok()) break;
+    if (ingest && added.part->payload.size() >= kLargePartBytes) {
+      status = group.AddLarge(added);
+    } else {
+      group.AddSmall(added);
+    }
+  }
+  if (status.ok()) status = AddTotals(parts, &group);
+  if (status.ok()) status = group.Commit();
+  // Slots and origins given out to a group that failed may or may not be on disk: begin a new
+  // segment.
+  if (!status.ok()) segment_ = 0;
+  return status;
+}
+
+absl::Status TeacherCache::CompareStored(const PutItem& item, const Part& part,
+                                         const IndexEntry& entry, PutCounts* counts) {
+  SH_ASSIGN_OR_RETURN(const std::optional<std::string> bytes,
+                      store_.Get(kCacheData, PlaceKey(entry.place)));
+  if (!bytes.has_value()) {
+    return absl::DataLossError(absl::StrCat(Describe(part.key), ": its record is gone"));
+  }
+  SH_ASSIGN_OR_RETURN_AT(const PartRecord stored, ParsePartRecord(*bytes), Describe(part.key));
+  if (stored.row_count == part.row_count &&
+      SameValues(item.provenance.spec, stored.payload, part.payload, part.row_count)) {
+    ++counts->already;
+    return absl::OkStatus();
+  }
+  ++counts->mismatched;
+  SH_ASSIGN_OR_RETURN(const Provenance origin, OriginOf(entry.place, stored.origin));
+  const std::string line =
+      absl::StrCat("other values for ", Describe(part.key), " (", item.provenance.spec.Canonical(),
+                   ") of chunk ", item.provenance.chunk, ": the first write stays");
+  if (origin.producer_class == item.provenance.producer_class) {
+    LogError(line, "; both came from one producer class, which should give the same bytes");
+  } else {
+    LogWarning(line, "; they came from two producer classes");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<PutCounts>> TeacherCache::Put(absl::Span<const PutItem> items) {
+  SH_CHECK(writable_, "a cache opened for reading was written to");
+  std::vector<PutCounts> counts(items.size());
+  std::vector<NewPart> fresh;
+  absl::flat_hash_map<std::string, const Part*> in_flight;  // of this group, by index key
+  for (size_t i = 0; i < items.size(); ++i) {
+    std::vector<PartKey> keys;
+    for (const Part& part : items[i].parts) keys.push_back(part.key);
+    SH_ASSIGN_OR_RETURN(const auto found, Find(keys));
+    for (size_t p = 0; p < keys.size(); ++p) {
+      const Part& part = items[i].parts[p];
+      if (found[p].has_value()) {
+        SH_RETURN_IF_ERROR(CompareStored(items[i], part, *found[p], &counts[i]));
+        continue;
+      }
+      const auto [other, added] = in_flight.try_emplace(IndexKey(part.key), &part);
+      if (added) {
+        fresh.push_back({&items[i], &part});
+        ++counts[i].stored;
+      } else if (other->second->row_count == part.row_count &&
+                 SameValues(items[i].provenance.spec, other->second->payload, part.payload,
+                            part.row_count)) {
+        ++counts[i].already;
+      } else {
+        ++counts[i].mismatched;
+        LogWarning("two values for ", Describe(part.key), " at the same time: the first stays");
+      }
+    }
+  }
+  if (!fresh.empty()) SH_RETURN_IF_ERROR(Commit(fresh));
+  return counts;
+}
+
+absl::StatusOr<std::vector<std::optional<IndexEntry>>> TeacherCache::Find(
+    absl::Span<const PartKey> keys) {
+  std::vector<std::string> index_keys;
+  index_keys.reserve(keys.size());
+  for (const PartKey& key : keys) index_keys.push_back(IndexKey(key));
+  SH_ASSIGN_OR_RETURN(const auto values, store_.MultiGet(kCacheIndex, index_keys));
+  std::vector<std::optional<IndexEntry>> entries(keys.size());
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (!values[i].has_value()) continue;
+    SH_ASSIGN_OR_RETURN_AT(entries[i], ParseIndexEntry(*values[i]), Describe(keys[i]));
+  }
+  return entries;
+}
+
+absl::StatusOr<std::vector<std::optional<Part>>> TeacherCache::Get(absl::Span<const PartKey> keys,
+                                                                   uint64_t bytes_max) {
+  SH_ASSIGN_OR_RETURN(const auto entries, Find(keys));
+  std::vector<std::string> places;
+  std::vector<size_t> wanted;
+  uint64_t bytes = 0;
+  size_t answered = 0;
+  for (; answered < keys.size(); ++answered) {
+    if (!entries[answered].has_value()) continue;
+    bytes += entries[answered]->record_bytes;
+    if (bytes > bytes_max && answered > 0) break;
+    places.push_back(PlaceKey(entries[answered]->place));
+    wanted.push_back(answered);
+  }
+  SH_ASSIGN_OR_RETURN(const auto records, store_.MultiGet(kCacheData, places));
+  std::vector<std::optional<Part>> parts(answered);
+  for (size_t r = 0; r < records.size(); ++r) {
+    const PartKey& key = keys[wanted[r]];
+    if (!records[r].has_value()) {
+      return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
+    }
+    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*records[r]), Describe(key));
+    if (record.key != key || record.row_count != entries[wanted[r]]->row_count) {
+      return absl::DataLossError(
+          absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
+    }
+    parts[wanted[r]] = Part{key, record.row_count, std::string(record.payload)};
+  }
+  return parts;
+}
+
+absl::StatusOr<std::map<std::string, SpecTotals>> TeacherCache::Totals() {
+  SH_ASSIGN_OR_RETURN(const KvScanResult found,
+                      store_.Scan(kCacheMeta, {.begin = std::string(kTotalsPrefix),
+                                               .end = "totals0",  // '0' follows '/'
+                                               .entries_max = kKvScanEntriesMax}));
+  std::map<std::string, SpecTotals> totals;
+  for (const KvEntry& entry : found.entries) {
+    SH_ASSIGN_OR_RETURN(totals[entry.key.substr(kTotalsPrefix.size())], ParseTotals(entry.value));
+  }
+  return totals;
+}
+
+absl::StatusOr<Provenance> TeacherCache::OriginOf(const Place& place, uint32_t origin_slot) {
+  SH_ASSIGN_OR_RETURN(const std::optional<std::string> bytes,
+                      store_.Get(kCacheData, PlaceKey({place.segment, origin_slot})));
+  if (!bytes.has_value()) return absl::DataLossError("the origin of a record is gone");
+  return ParseOriginRecord(*bytes);
+}
+
+}  // namespace stillhouse
