@@ -1,11 +1,12 @@
 // Agent: what a teacher worker embeds to be commanded: register, heartbeat, lease loop, drain.
 //
-// Event-driven: runs on one executor, owns no thread, never blocks. The work itself is a ChunkWorker,
-// which computes elsewhere and calls back on the executor.
+// Event-driven: runs on one executor, owns no thread, never blocks. The work itself is a
+// ChunkWorker, which computes elsewhere and calls back on the executor.
 //
 //            Register ok            Lease granted              work done
 //   [new] ──1──────────► [ready] ──2──────────► [working] ──3──────────► [ready]
-//                          ▲ │                     │ 4 cancelled or lease lost: work stopped, dropped
+//                          ▲ │                     │ 4 cancelled or lease lost: work stopped,
+//                          dropped
 //     6 unknown worker ────┘ └──5 drain──► [drained]
 #pragma once
 
@@ -55,10 +56,10 @@ class ChunkWorker {
 };
 
 struct AgentOptions {
-  std::string worker;          // unique name
+  std::string worker;  // unique name
   std::string host;
   int64_t pid = 0;
-  uint64_t incarnation = 0;    // random per process
+  uint64_t incarnation = 0;  // random per process
   Digest teacher;
   std::string teacher_dtype;
   std::string producer_class;
@@ -68,10 +69,10 @@ struct AgentOptions {
 
 class Agent {
  public:
-  // `rpc`, `executor` and `worker` must outlive the agent. `drained` is called once, when the agent has
-  // nothing left to do and may be destroyed; its status is OK unless the coordinator refused it (the
-  // status is its refusal) or asked for a fresh process (Unavailable: leave with an error, so that the
-  // supervisor starts another one). All methods run on the executor.
+  // `rpc`, `executor` and `worker` must outlive the agent. `drained` is called once, when the agent
+  // has nothing left to do and may be destroyed; its status is OK unless the coordinator refused it
+  // (the status is its refusal) or asked for a fresh process (Unavailable: leave with an error, so
+  // that the supervisor starts another one). All methods run on the executor.
   virtual ~Agent() = default;
   virtual void Start() = 0;
   virtual void Ready() = 0;  // the model is loaded; only with AgentOptions::loading
@@ -79,6 +80,7 @@ class Agent {
 };
 
 std::unique_ptr<Agent> MakeAgent(const AgentOptions& options, RpcClient& rpc, Executor& executor,
-                                 ChunkWorker& worker, absl::AnyInvocable<void(absl::Status)> drained);
+                                 ChunkWorker& worker,
+                                 absl::AnyInvocable<void(absl::Status)> drained);
 
 }  // namespace stillhouse

@@ -24,11 +24,11 @@ struct RunSpec {
   std::string student;
   Digest plan;
   Digest teacher;
-  uint64_t run_epoch = 0;      // fences older processes of this run
+  uint64_t run_epoch = 0;  // fences older processes of this run
   std::string run_folder;
-  std::string checkpoint;      // last committed folder name below <run_folder>/checkpoints, or ""
+  std::string checkpoint;  // last committed folder name below <run_folder>/checkpoints, or ""
   std::string cache_address;
-  std::vector<std::string> sections;           // canonical specs, training chunks
+  std::vector<std::string> sections;  // canonical specs, training chunks
   std::vector<std::string> held_out_sections;
 };
 
@@ -47,9 +47,9 @@ struct WantAnswer {
 struct Evaluation {
   uint64_t step = 0, rows = 0;
   double perplexity = 0;
-  double kl = 0, kl_se = 0;                 // teacher || student, nats per row, T = 1
+  double kl = 0, kl_se = 0;  // teacher || student, nats per row, T = 1
   double jsd = 0, jsd_se = 0;
-  double agreement = 0, agreement_se = 0;   // 0 to 1
+  double agreement = 0, agreement_se = 0;  // 0 to 1
   double teacher_perplexity = 0;
 };
 
