@@ -1,0 +1,140 @@
+#include "coordinator/state.h"
+
+#include <algorithm>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace stillhouse {
+namespace {
+
+// Fewer finished chunks than this say nothing about how long one takes.
+constexpr size_t kMedianChunksMin = 3;
+
+}  // namespace
+
+Job* FindJob(State& state, const std::string& name) {
+  auto it = state.jobs.find(absl::StartsWith(name, "job/") ? name : absl::StrCat("job/", name));
+  return it == state.jobs.end() ? nullptr : &it->second;
+}
+
+absl::Duration MedianChunkTime(const Job& job) {
+  if (job.durations.size() < kMedianChunksMin) return absl::ZeroDuration();
+  std::vector<absl::Duration> sorted(job.durations.begin(), job.durations.end());
+  auto middle = sorted.begin() + static_cast<ptrdiff_t>(sorted.size() / 2);
+  std::nth_element(sorted.begin(), middle, sorted.end());
+  return *middle;
+}
+
+absl::Duration StallLimit(const Job& job) {
+  return std::max(kStallMin, kStallMedians * MedianChunkTime(job));
+}
+
+bool Serves(const Worker& worker, const Job& job) {
+  return worker.life == WorkerLife::kAlive && worker.leave.empty() &&
+         worker.teacher == job.capture.teacher && worker.teacher_dtype == job.capture.teacher_dtype;
+}
+
+std::string DescribeChunk(const std::string& job, uint32_t chunk) {
+  return absl::StrCat(job, " chunk ", chunk);
+}
+
+void RemoveLeases(State& state, const std::vector<uint64_t>& epochs) {
+  for (const uint64_t epoch : epochs) {
+    if (state.leases.Find(epoch) != nullptr) state.leases.Remove(epoch);
+  }
+}
+
+void SettleJob(Job& job, Effects& effects) {
+  if (job.phase == JobPhase::kCancelled) return;
+  const JobPhase before = job.phase;
+  const std::string problem_before = job.problem;
+  job.problem.clear();
+  if (!job.chunks.AllSettled()) {
+    job.phase = JobPhase::kCapturing;
+  } else if (job.chunks.CountIn(ChunkState::kPoisoned) == 0) {
+    job.phase = JobPhase::kCaptured;
+  } else {
+    job.phase = JobPhase::kFailed;
+    for (uint32_t i = 0; i < job.chunks.size() && job.problem.empty(); ++i) {
+      const Chunk& chunk = job.chunks.at(i);
+      if (chunk.state != ChunkState::kPoisoned) continue;
+      job.problem = absl::StrCat(job.chunks.CountIn(ChunkState::kPoisoned),
+                                 " chunks cannot be computed; chunk ", i, ": ",
+                                 chunk.failures.empty() ? "" : chunk.failures.back().reason);
+    }
+  }
+  if (job.phase != before || job.problem != problem_before) {
+    effects.rows.insert({RowRef::Kind::kJobState, job.name});
+  }
+}
+
+void ObserveTime(State& state, absl::Duration now) {
+  if (state.last_event.has_value()) {
+    const absl::Duration gap = now - *state.last_event - kTickPeriod;
+    if (gap >= kTickGapMin) {
+      state.leases.AddGap(gap);
+      for (auto& [name, worker] : state.workers) worker.last_heard += gap;
+    }
+  }
+  state.last_event = now;
+}
+
+void OnOpened(State& state, absl::Duration now, Effects& effects) {
+  for (auto& [name, job] : state.jobs) {
+    job.teacher_seen_at = now;
+    job.capture_seconds_before = job.capture_seconds;
+    if (job.phase == JobPhase::kCancelled) continue;
+    InventoryAsk ask{name, job.generation, {}, /*reconcile=*/true};
+    for (uint32_t i = 0; i < job.chunks.size(); ++i) ask.chunks.push_back(i);
+    effects.asks.push_back(std::move(ask));
+  }
+}
+
+void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool>& present,
+                 absl::Duration now, Effects& effects) {
+  Job* job = FindJob(state, asked.job);
+  if (job == nullptr || job->generation != asked.generation) return;
+  for (size_t i = 0; i < asked.chunks.size() && i < present.size(); ++i) {
+    const uint32_t index = asked.chunks[i];
+    const Chunk& chunk = job->chunks.at(index);
+    const ChunkState before = chunk.state;
+    auto worker = state.workers.find(chunk.done_by.name);
+    const bool reported = before == ChunkState::kConfirming && worker != state.workers.end() &&
+                          worker->second.ref == chunk.done_by;
+    if (present[i]) {
+      if (before == ChunkState::kDurable) continue;
+      if (reported) worker->second.failures_in_a_row = 0;
+      RemoveLeases(state, job->chunks.ConfirmPresent(index));
+      if (before == ChunkState::kConfirming) {
+        job->durable_at.emplace_back(now, chunk.spec.rows);
+        if (job->durable_at.size() > kDurationsKept) job->durable_at.pop_front();
+        if (job->capture_started.has_value()) {
+          job->capture_seconds = job->capture_seconds_before +
+                                 absl::ToDoubleSeconds(now - *job->capture_started);
+        }
+        effects.rows.insert({RowRef::Kind::kJobState, job->name});
+      }
+      effects.rows.insert({RowRef::Kind::kChunk, job->name, index});
+      continue;
+    }
+    if (before != ChunkState::kConfirming && before != ChunkState::kDurable) continue;
+    effects.warnings.push_back(
+        absl::StrCat(DescribeChunk(job->name, index),
+                     before == ChunkState::kDurable ? " is in the cache no more: captured again"
+                                                    : " was reported done, but the cache has it not"));
+    if (reported) ++worker->second.failures_in_a_row;
+    job->chunks.ConfirmAbsent(index);
+    effects.rows.insert({RowRef::Kind::kChunk, job->name, index});
+  }
+  SettleJob(*job, effects);
+}
+
+void OnReconciled(State& state, const std::string& name, uint64_t generation, Effects& effects) {
+  Job* job = FindJob(state, name);
+  if (job == nullptr || job->generation != generation) return;
+  job->reconciled = true;
+  SettleJob(*job, effects);
+}
+
+}  // namespace stillhouse
