@@ -1,4 +1,5 @@
-// AdminView: jobs, runs and workers as people see them, from a live coordinator or from its journal.
+// AdminView: jobs, runs and workers as people see them, from a live coordinator or from its
+// journal.
 //
 // Owner: whoever asked. Plain values.
 #pragma once
@@ -24,11 +25,11 @@ struct JobView {
   Digest teacher;
   uint32_t chunks = 0, chunks_durable = 0, chunks_leased = 0, chunks_poisoned = 0;
   uint64_t rows = 0, rows_durable = 0;
-  uint64_t rows_computed = 0;      // by a teacher for this job: what it was charged
-  uint64_t parts_mismatched = 0;   // computed again with other values than stored
+  uint64_t rows_computed = 0;     // by a teacher for this job: what it was charged
+  uint64_t parts_mismatched = 0;  // computed again with other values than stored
   double rows_per_s = 0;
-  double seconds_left = 0;         // 0: unknown
-  double capture_seconds = 0;      // first lease to last durable chunk
+  double seconds_left = 0;     // 0: unknown
+  double capture_seconds = 0;  // first lease to last durable chunk
   std::string recipe_path;
   std::string problem;
   std::vector<std::string> sections;
@@ -37,7 +38,8 @@ struct JobView {
 
 struct RunView {
   std::string name;   // "run/handbook/half"
-  std::string state;  // queued, loading, waiting, training, evaluating, exporting, finished, failed, cancelled
+  std::string state;  // queued, loading, waiting, training, evaluating, exporting, finished,
+                      // failed, cancelled
   RunProgress last;
   std::optional<RunEvaluation> best;   // lowest KL
   std::optional<RunEvaluation> final;  // the latest
@@ -63,12 +65,14 @@ struct WorkerView {
 struct AdminView {
   uint64_t coordinator_incarnation = 0;
   std::vector<JobView> jobs;
-  std::vector<RunView> runs;       // in recipe order, job by job
+  std::vector<RunView> runs;  // in recipe order, job by job
   std::vector<WorkerView> workers;
 };
 
-// `name`: empty for all, else a job (its runs and the workers come along) or a run. NotFound when unknown.
-absl::StatusOr<AdminView> ViewState(const State& state, const std::string& name, absl::Duration now);
+// `name`: empty for all, else a job (its runs and the workers come along) or a run. NotFound when
+// unknown.
+absl::StatusOr<AdminView> ViewState(const State& state, const std::string& name,
+                                    absl::Duration now);
 
 // The body of an answer to admin.Get, and back.
 std::string SerializeAdminView(const AdminView& view);

@@ -112,7 +112,8 @@ std::vector<uint64_t> ChunkTable::AddFailure(uint32_t index, ChunkFailure failur
   failure.reason.resize(std::min(failure.reason.size(), kReasonBytesMax));
   chunk.failures.push_back(std::move(failure));
   // While the cache is being asked its answer decides: it may be there in spite of everything.
-  if (chunk.failures.size() < kChunkFailuresMax || chunk.state == ChunkState::kConfirming) return {};
+  if (chunk.failures.size() < kChunkFailuresMax || chunk.state == ChunkState::kConfirming)
+    return {};
   Move(index, ChunkState::kPoisoned);
   return TakeGrants(index);
 }

@@ -1,7 +1,7 @@
 // ChunkTable: the state of every chunk of one job, and the order in which they are handed out.
 //
-// Owner: a Job of the coordinator's State. Not thread-safe. What is journaled: durable and poisoned,
-// failures, charges; grants and demand are volatile. Pure: no clock, no I/O.
+// Owner: a Job of the coordinator's State. Not thread-safe. What is journaled: durable and
+// poisoned, failures, charges; grants and demand are volatile. Pure: no clock, no I/O.
 //
 //                   1 granted                 3 done reported
 //      [pending] ───────────────► [leased] ─────────────────► [confirming]
@@ -9,14 +9,17 @@
 //       │ │ │ └─6 last grant ended─┘ │                          │ │ ▼
 //       │ │ │                        └──────5 it has it not─────┤ │[durable]
 //       │ │ └────────5 it has it not, no grant left ────────────┘ │   │ ▲
-//       │ └──────────7 late done──────────────────────────────────┘   │ │ 9 found when reconciling, from
-//       └────────────10 lost by the cache, found when reconciling─────┘      any state but durable
+//       │ └──────────7 late done──────────────────────────────────┘   │ │ 9 found when reconciling,
+//       from └────────────10 lost by the cache, found when reconciling─────┘      any state but
+//       durable
 //
-//      [pending], [leased] ──8 third attributed failure──► [poisoned] ──11 late done──► [confirming]
-//                                                          [poisoned] ──12 submitted again──► [pending]
+//      [pending], [leased] ──8 third attributed failure──► [poisoned] ──11 late done──►
+//      [confirming]
+//                                                          [poisoned] ──12 submitted again──►
+//                                                          [pending]
 //
-// "leased" holds exactly when there is a live grant and nobody has said done; a confirming chunk may
-// have live grants too, and any of them may still finish it.
+// "leased" holds exactly when there is a live grant and nobody has said done; a confirming chunk
+// may have live grants too, and any of them may still finish it.
 #pragma once
 
 #include <cstdint>
@@ -61,12 +64,12 @@ struct ChunkCharge {
 struct Chunk {
   ChunkSpec spec;
   ChunkState state = ChunkState::kPending;
-  std::vector<uint64_t> grants;         // epochs of the live ones
-  std::vector<ChunkFailure> failures;   // attributed to the chunk, at most one per incarnation
-  std::vector<ChunkCharge> charges;     // teacher rows computed for it, per grant
-  bool solo = false;                    // a worker was lost with it: one grant at a time
-  WorkerRef avoid;                      // and elsewhere, if there is an elsewhere
-  WorkerRef done_by;                    // who said done, while confirming
+  std::vector<uint64_t> grants;        // epochs of the live ones
+  std::vector<ChunkFailure> failures;  // attributed to the chunk, at most one per incarnation
+  std::vector<ChunkCharge> charges;    // teacher rows computed for it, per grant
+  bool solo = false;                   // a worker was lost with it: one grant at a time
+  WorkerRef avoid;                     // and elsewhere, if there is an elsewhere
+  WorkerRef done_by;                   // who said done, while confirming
 };
 
 class ChunkTable {
@@ -90,8 +93,8 @@ class ChunkTable {
   std::vector<uint64_t> ConfirmPresent(uint32_t index);
   // T5 of a confirming chunk, T10 of a durable one; else nothing.
   void ConfirmAbsent(uint32_t index);
-  // Records a failure unless this incarnation has failed it before. T8 at the kChunkFailuresMax-th, when
-  // all grants are ended; returns those.
+  // Records a failure unless this incarnation has failed it before. T8 at the kChunkFailuresMax-th,
+  // when all grants are ended; returns those.
   std::vector<uint64_t> AddFailure(uint32_t index, ChunkFailure failure);
   // T12: every poisoned chunk is pending again, its failures forgotten. Returns which.
   std::vector<uint32_t> ForgivePoisoned();

@@ -28,7 +28,8 @@ absl::StatusOr<State> ReadState(KvStore& store) {
   KvScanOptions scan;
   scan.entries_max = kScanRows;
   for (;;) {
-    SH_ASSIGN_OR_RETURN_AT(const KvScanResult page, store.Scan(kFamily, scan), "reading the journal");
+    SH_ASSIGN_OR_RETURN_AT(const KvScanResult page, store.Scan(kFamily, scan),
+                           "reading the journal");
     for (const KvEntry& entry : page.entries) {
       SH_RETURN_IF_ERROR(DecodeRow(entry.key, entry.value, &state));
     }

@@ -1,9 +1,9 @@
 // Journal: the State's rows in a database of their own, and their reader.
 //
-// Owner: coordinatord's main, or a test. Threads: Write may be called from any thread but by one at a
-// time, and blocks on the disk. Ordering: later writes win; a batch happens together or not at all.
-// Durability: after Write returns OK its rows survive SIGKILL and power loss.
-// Every opening takes a higher incarnation; a lock keeps a second process out.
+// Owner: coordinatord's main, or a test. Threads: Write may be called from any thread but by one at
+// a time, and blocks on the disk. Ordering: later writes win; a batch happens together or not at
+// all. Durability: after Write returns OK its rows survive SIGKILL and power loss. Every opening
+// takes a higher incarnation; a lock keeps a second process out.
 #pragma once
 
 #include <memory>
@@ -28,8 +28,8 @@ class Journal {
     std::unique_ptr<Journal> journal;
     State state;  // with the new incarnation, which is durable already
   };
-  // Makes the folder if need be. FailedPrecondition when another process holds it, DataLoss when a row is
-  // damaged. `on_error` as in RocksOptions.
+  // Makes the folder if need be. FailedPrecondition when another process holds it, DataLoss when a
+  // row is damaged. `on_error` as in RocksOptions.
   static absl::StatusOr<Opened> Open(const std::string& folder,
                                      std::function<void(absl::Status)> on_error);
   // Over a store of one family that the caller keeps; it must outlive the journal.
@@ -46,8 +46,8 @@ class Journal {
   KvStore& store_;
 };
 
-// What people are shown when no coordinator is alive. FailedPrecondition while one is, NotFound when
-// there is no journal.
+// What people are shown when no coordinator is alive. FailedPrecondition while one is, NotFound
+// when there is no journal.
 absl::StatusOr<AdminView> ReadJournal(const std::string& folder, const std::string& name = "");
 
 // Journal as event-driven objects see it. Completions come in the order of the calls.
@@ -57,8 +57,8 @@ class AsyncJournal {
   virtual void Write(std::vector<JournalChange> changes,
                      absl::AnyInvocable<void(absl::Status)> done) = 0;
 };
-// Writes on a thread of `pool` (which must have exactly one), completes on `executor`. All must outlive
-// the result.
+// Writes on a thread of `pool` (which must have exactly one), completes on `executor`. All must
+// outlive the result.
 std::unique_ptr<AsyncJournal> MakeThreadedJournal(Journal& journal, ThreadPool& pool,
                                                   Executor& executor);
 

@@ -162,8 +162,8 @@ absl::Status DecodeRow(absl::string_view key, absl::string_view value, State* st
 absl::Status CheckRestored(const State& state) {
   for (const auto& [name, run] : state.runs) {
     if (state.jobs.count(run.job) == 0) {
-      return absl::DataLossError(absl::StrCat("journal: ", name, " is of ", run.job,
-                                              ", which is not there"));
+      return absl::DataLossError(
+          absl::StrCat("journal: ", name, " is of ", run.job, ", which is not there"));
     }
   }
   for (const auto& [name, job] : state.jobs) {

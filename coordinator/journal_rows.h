@@ -1,7 +1,7 @@
 // Journal rows: the State as typed rows of bytes, and back. Grammar in docs/formats.md.
 //
-// Pure functions. A row's value is "SHJR", a version, a protobuf message (proto/journal.proto) and an
-// XXH3-64 over key and value, so that a swapped, truncated or damaged row is caught.
+// Pure functions. A row's value is "SHJR", a version, a protobuf message (proto/journal.proto) and
+// an XXH3-64 over key and value, so that a swapped, truncated or damaged row is caught.
 #pragma once
 
 #include <optional>
@@ -23,8 +23,8 @@ struct JournalChange {
 // What `rows` say is to be written, from the state as it is.
 std::vector<JournalChange> EncodeRows(const State& state, const std::set<RowRef>& rows);
 
-// Puts one row back. Rows may come in any order of keys but for jobs, which come before their chunks and
-// states; the order of the keys themselves is such an order. DataLoss names the row.
+// Puts one row back. Rows may come in any order of keys but for jobs, which come before their
+// chunks and states; the order of the keys themselves is such an order. DataLoss names the row.
 absl::Status DecodeRow(absl::string_view key, absl::string_view value, State* state);
 
 // After the last row: every run has its job, and each job its runs. DataLoss otherwise.

@@ -1,15 +1,16 @@
 // LeaseTable: every live grant, by epoch and by deadline.
 //
-// Owner: the coordinator's State. Not thread-safe. Volatile: after a restart workers present their grants
-// again. Epochs are never used twice: their upper half is the coordinator's incarnation, which grows with
-// every opening of the journal, their lower half a counter. Pure: `now` is passed in.
+// Owner: the coordinator's State. Not thread-safe. Volatile: after a restart workers present their
+// grants again. Epochs are never used twice: their upper half is the coordinator's incarnation,
+// which grows with every opening of the journal, their lower half a counter. Pure: `now` is passed
+// in.
 //
 //             1 add                 2 renewed by a heartbeat
 //      (none) ────► [live] ◄──────────────────┐
 //                     ├───────────────────────┘
-//                     ├─3 deadline passed ──► (none)   worker lost, or it does not know of the grant
-//                     ├─4 no progress ──────► (none)   refused at a heartbeat
-//                     └─5 done, failed, moot ► (none)
+//                     ├─3 deadline passed ──► (none)   worker lost, or it does not know of the
+//                     grant ├─4 no progress ──────► (none)   refused at a heartbeat └─5 done,
+//                     failed, moot ► (none)
 #pragma once
 
 #include <cstdint>
@@ -42,7 +43,8 @@ class LeaseTable {
   void Add(Lease lease);
   Lease* Find(uint64_t epoch);  // null if there is none
   const Lease* Find(uint64_t epoch) const { return const_cast<LeaseTable*>(this)->Find(epoch); }
-  // T2. Progress is noted if `rows_done` grew. False, and not renewed, if there was none for `stall`.
+  // T2. Progress is noted if `rows_done` grew. False, and not renewed, if there was none for
+  // `stall`.
   bool Renew(uint64_t epoch, uint64_t rows_done, absl::Duration stall, absl::Duration now);
   // T3, T4, T5. REQUIRES: it is there.
   Lease Remove(uint64_t epoch);

@@ -14,14 +14,16 @@ inline constexpr absl::Duration kHeartbeatPeriod = absl::Seconds(5);
 // Work that hangs must not hold a chunk for ever, but slow work is not hanging.
 inline constexpr absl::Duration kStallMin = absl::Seconds(60);
 inline constexpr int kStallMedians = 4;
-// A chunk that takes this many times the median, when nothing else is left, is given to a second worker.
+// A chunk that takes this many times the median, when nothing else is left, is given to a second
+// worker.
 inline constexpr int kSlowMedians = 2;
 inline constexpr size_t kGrantsPerChunkMax = 2;
 // Failures attributed to a chunk, in as many worker incarnations, that poison it.
 inline constexpr size_t kChunkFailuresMax = 3;
 // Chunks that fail one after another in one process before it is asked to leave.
 inline constexpr int kWorkerFailuresMax = 3;
-// The loop's own period; a gap well beyond it is the coordinator's fault and is given back to everyone.
+// The loop's own period; a gap well beyond it is the coordinator's fault and is given back to
+// everyone.
 inline constexpr absl::Duration kTickPeriod = absl::Milliseconds(500);
 inline constexpr absl::Duration kTickGapMin = absl::Seconds(2);
 
@@ -34,16 +36,17 @@ inline constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
 // Progress of a run is journaled this often; phases, evaluations and checkpoints at once.
 inline constexpr absl::Duration kProgressJournalPeriod = absl::Seconds(10);
 
-inline constexpr size_t kChunksMax = 1'000'000;     // of a job: 16 billion tokens
-inline constexpr size_t kRunsMax = 1000;            // of a job
-inline constexpr size_t kWorkersMax = 20'000;       // twice what is promised
-inline constexpr size_t kHeldMax = 16;              // grants presented by one worker
+inline constexpr size_t kChunksMax = 1'000'000;  // of a job: 16 billion tokens
+inline constexpr size_t kRunsMax = 1000;         // of a job
+inline constexpr size_t kWorkersMax = 20'000;    // twice what is promised
+inline constexpr size_t kHeldMax = 16;           // grants presented by one worker
 inline constexpr size_t kNameBytesMax = 256;
 inline constexpr size_t kRecipeBytesMax = 4 << 20;
-inline constexpr size_t kReasonBytesMax = 2000;     // of a failure, kept for people
-inline constexpr size_t kPastIncarnationsMax = 16;  // remembered, to refuse delayed messages of theirs
-inline constexpr size_t kScanPendingMax = 256;      // chunks looked at to find one this worker may have
-inline constexpr size_t kAskChunksMax = 4096;       // of one inventory question
-inline constexpr size_t kDurationsKept = 64;        // of finished chunks, for median and rate
+inline constexpr size_t kReasonBytesMax = 2000;  // of a failure, kept for people
+inline constexpr size_t kPastIncarnationsMax =
+    16;                                         // remembered, to refuse delayed messages of theirs
+inline constexpr size_t kScanPendingMax = 256;  // chunks looked at to find one this worker may have
+inline constexpr size_t kAskChunksMax = 4096;   // of one inventory question
+inline constexpr size_t kDurationsKept = 64;    // of finished chunks, for median and rate
 
 }  // namespace stillhouse

@@ -1,16 +1,16 @@
 // Run: one student's training in a job, as the coordinator knows it.
 //
-// Owner: the coordinator's State. Everything here is journaled, but for a report's numbers between two
-// journaled ones. Pure: `now` is passed in.
+// Owner: the coordinator's State. Everything here is journaled, but for a report's numbers between
+// two journaled ones. Pure: `now` is passed in.
 //
 //              1 StartRun            2 Report(phase)             3 finished
 //   [queued] ────────────► [active] ───────────────► [active] ──────────────► [finished]
-//       ▲ ▲                  │  │ 4 failed                        
+//       ▲ ▲                  │  │ 4 failed
 //       │ └─5 submitted again┘  └─────────► [failed] ──1 StartRun──► [active]
 //       └─5── [failed], [cancelled] ◄──6 cancelled── [queued], [active], [failed]
 //
-// Every StartRun by a new process takes a higher epoch: reports, demands and checkpoints of older epochs
-// are refused, so a process that was thought dead cannot undo what its successor did.
+// Every StartRun by a new process takes a higher epoch: reports, demands and checkpoints of older
+// epochs are refused, so a process that was thought dead cannot undo what its successor did.
 #pragma once
 
 #include <cstdint>
@@ -44,11 +44,11 @@ struct RunProgress {
 
 enum class RunPhase : uint8_t { kQueued, kActive, kFinished, kFailed, kCancelled };
 
-struct RunSetup {  // as submitted
-  std::string name;     // "run/handbook/half"
+struct RunSetup {    // as submitted
+  std::string name;  // "run/handbook/half"
   std::string student;
   std::string folder;
-  std::string hash;     // of what the recipe says
+  std::string hash;  // of what the recipe says
   uint64_t steps = 0;
   friend bool operator==(const RunSetup&, const RunSetup&) = default;
 };
@@ -58,12 +58,12 @@ struct Run {
   std::string job;
   RunPhase phase = RunPhase::kQueued;
   uint64_t epoch = 0;
-  uint64_t incarnation = 0;                  // of the process that holds the epoch
-  std::vector<uint64_t> past_incarnations;   // fenced, newest last
-  std::string checkpoint;                    // last committed folder name
+  uint64_t incarnation = 0;                 // of the process that holds the epoch
+  std::vector<uint64_t> past_incarnations;  // fenced, newest last
+  std::string checkpoint;                   // last committed folder name
   uint64_t checkpoint_step = 0;
   RunProgress last;
-  std::optional<RunEvaluation> best;         // lowest KL
+  std::optional<RunEvaluation> best;  // lowest KL
   std::optional<RunEvaluation> final;
   uint64_t teacher_rows_charged = 0;
   // Volatile, for people.
@@ -81,7 +81,8 @@ std::string RunStateName(const Run& run);
 absl::Status StartRun(Run& run, uint64_t incarnation);
 // Aborted unless `epoch` is the live one.
 absl::Status CheckRunEpoch(const Run& run, uint64_t epoch);
-// T2, T3, T4. True if it must be journaled before it is acknowledged. REQUIRES: the epoch was checked.
+// T2, T3, T4. True if it must be journaled before it is acknowledged. REQUIRES: the epoch was
+// checked.
 bool ApplyReport(Run& run, const RunProgress& progress, absl::Duration now);
 // T6. False if it had ended already.
 bool CancelRun(Run& run);

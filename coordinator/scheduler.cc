@@ -90,9 +90,8 @@ Pick PickChunk(State& state, const Worker& worker, absl::Duration now) {
     work_left = true;
     if (job.reconciled) jobs.push_back(&job);
   }
-  std::stable_sort(jobs.begin(), jobs.end(), [](const Job* a, const Job* b) {
-    return a->rows_granted < b->rows_granted;
-  });
+  std::stable_sort(jobs.begin(), jobs.end(),
+                   [](const Job* a, const Job* b) { return a->rows_granted < b->rows_granted; });
   Pick pick;
   pick.all_done = serves_any && !work_left;
   bool others_busy = false;

@@ -110,8 +110,8 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
         job->durable_at.emplace_back(now, chunk.spec.rows);
         if (job->durable_at.size() > kDurationsKept) job->durable_at.pop_front();
         if (job->capture_started.has_value()) {
-          job->capture_seconds = job->capture_seconds_before +
-                                 absl::ToDoubleSeconds(now - *job->capture_started);
+          job->capture_seconds =
+              job->capture_seconds_before + absl::ToDoubleSeconds(now - *job->capture_started);
         }
         effects.rows.insert({RowRef::Kind::kJobState, job->name});
       }
@@ -119,10 +119,10 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
       continue;
     }
     if (before != ChunkState::kConfirming && before != ChunkState::kDurable) continue;
-    effects.warnings.push_back(
-        absl::StrCat(DescribeChunk(job->name, index),
-                     before == ChunkState::kDurable ? " is in the cache no more: captured again"
-                                                    : " was reported done, but the cache has it not"));
+    effects.warnings.push_back(absl::StrCat(DescribeChunk(job->name, index),
+                                            before == ChunkState::kDurable
+                                                ? " is in the cache no more: captured again"
+                                                : " was reported done, but the cache has it not"));
     if (reported) ++worker->second.failures_in_a_row;
     job->chunks.ConfirmAbsent(index);
     effects.rows.insert({RowRef::Kind::kChunk, job->name, index});

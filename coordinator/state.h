@@ -1,10 +1,11 @@
-// State: everything the coordinator knows, and the functions (state, event, now) → effects that change it.
+// State: everything the coordinator knows, and the functions (state, event, now) → effects that
+// change it.
 //
-// Owner: CoordinatorServer, or a simulation. Not thread-safe; no clock, no I/O, no randomness inside.
-// Ordering: an answer that a function returns may be sent only after the rows it marked in Effects, and
-// those of all earlier effects, are durable.
-// Durability: jobs, settled chunks, failures, charges, runs, quarantine. Leases, demand, heartbeats and
-// confirmations under way are volatile: workers present their grants again, the cache is asked again.
+// Owner: CoordinatorServer, or a simulation. Not thread-safe; no clock, no I/O, no randomness
+// inside. Ordering: an answer that a function returns may be sent only after the rows it marked in
+// Effects, and those of all earlier effects, are durable. Durability: jobs, settled chunks,
+// failures, charges, runs, quarantine. Leases, demand, heartbeats and confirmations under way are
+// volatile: workers present their grants again, the cache is asked again.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +30,12 @@ namespace stillhouse {
 
 // --- Jobs
 
-struct CaptureSetup {  // what is captured: a change of it means asking the cache about all of it again
+struct CaptureSetup {  // what is captured: a change of it means asking the cache about all of it
+                       // again
   Digest plan;
   Digest teacher;
   std::string teacher_dtype;
-  std::vector<std::string> sections;           // canonical specs, training chunks
+  std::vector<std::string> sections;  // canonical specs, training chunks
   std::vector<std::string> held_out_sections;
   friend bool operator==(const CaptureSetup&, const CaptureSetup&) = default;
 };
@@ -58,14 +60,14 @@ struct Job {
   ChunkTable chunks;
 
   // Volatile.
-  uint64_t generation = 1;   // answers of the cache to questions of an earlier one are void
-  bool reconciled = false;   // the cache was asked about every chunk since the journal was opened
-  uint64_t rows_granted = 0; // for fair shares
+  uint64_t generation = 1;    // answers of the cache to questions of an earlier one are void
+  bool reconciled = false;    // the cache was asked about every chunk since the journal was opened
+  uint64_t rows_granted = 0;  // for fair shares
   std::optional<absl::Duration> capture_started;
   double capture_seconds_before = 0;
   absl::Duration teacher_seen_at;
-  std::deque<absl::Duration> durations;                         // of the last chunks, grant to done
-  std::deque<std::pair<absl::Duration, uint64_t>> durable_at;   // when, rows
+  std::deque<absl::Duration> durations;                        // of the last chunks, grant to done
+  std::deque<std::pair<absl::Duration, uint64_t>> durable_at;  // when, rows
 };
 
 // --- Workers
@@ -93,8 +95,16 @@ struct Worker {
 
 // A row of the journal to be written from the state as it is now. Erasures come before writes.
 struct RowRef {
-  enum class Kind : uint8_t { kEraseChunks, kEraseQuarantine, kMeta, kJob, kJobState, kChunk, kRun,
-                              kQuarantine } kind;
+  enum class Kind : uint8_t {
+    kEraseChunks,
+    kEraseQuarantine,
+    kMeta,
+    kJob,
+    kJobState,
+    kChunk,
+    kRun,
+    kQuarantine
+  } kind;
   std::string name;
   uint32_t chunk = 0;
   friend bool operator<(const RowRef& a, const RowRef& b) {
@@ -265,7 +275,7 @@ Job* FindJob(State& state, const std::string& name);  // "job/x" or "x"; null if
 // Median time of a chunk of the job; zero while too few are known.
 absl::Duration MedianChunkTime(const Job& job);
 absl::Duration StallLimit(const Job& job);
-bool Serves(const Worker& worker, const Job& job);   // same teacher, same dtype, alive, not leaving
+bool Serves(const Worker& worker, const Job& job);  // same teacher, same dtype, alive, not leaving
 std::string DescribeChunk(const std::string& job, uint32_t chunk);
 // The chunk table said that these grants are moot.
 void RemoveLeases(State& state, const std::vector<uint64_t>& epochs);

@@ -34,16 +34,17 @@ absl::Status CheckSubmission(const State& state, const SubmitEvent& event) {
     return absl::InvalidArgumentError("a submission carries an idempotency key of 1 to 256 bytes");
   }
   if (event.chunks.empty() || event.chunks.size() > kChunksMax) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "job/", event.name, ": a plan has 1 to ", kChunksMax, " chunks, not ", event.chunks.size()));
+    return absl::InvalidArgumentError(absl::StrCat("job/", event.name, ": a plan has 1 to ",
+                                                   kChunksMax, " chunks, not ",
+                                                   event.chunks.size()));
   }
   if (event.runs.size() > kRunsMax) {
     return absl::InvalidArgumentError(absl::StrCat("job/", event.name, ": ", event.runs.size(),
                                                    " runs; at most ", kRunsMax, " are taken"));
   }
   if (event.recipe_text.size() > kRecipeBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("job/", event.name, ": the recipe is larger than ",
-                                                   kRecipeBytesMax, " bytes"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job/", event.name, ": the recipe is larger than ", kRecipeBytesMax, " bytes"));
   }
   std::set<std::string> names;
   for (const RunSetup& run : event.runs) {
@@ -130,7 +131,8 @@ absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, ab
   job.teacher_seen_at = now;
   job.capture_started.reset();
   job.capture_seconds_before = job.capture_seconds;
-  uint64_t least = std::numeric_limits<uint64_t>::max();  // a newcomer does not get all the past back
+  uint64_t least =
+      std::numeric_limits<uint64_t>::max();  // a newcomer does not get all the past back
   for (const auto& [other_name, other] : state.jobs) {
     if (other_name != name && other.phase == JobPhase::kCapturing) {
       least = std::min(least, other.rows_granted);

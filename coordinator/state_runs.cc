@@ -17,9 +17,7 @@ absl::StatusOr<Run*> FindRun(State& state, const std::string& name) {
   return &it->second;
 }
 
-bool IsCancelled(const Run& run) {
-  return run.phase == RunPhase::kCancelled;
-}
+bool IsCancelled(const Run& run) { return run.phase == RunPhase::kCancelled; }
 
 }  // namespace
 
@@ -49,8 +47,8 @@ absl::StatusOr<WantAnswerRow> OnWant(State& state, const WantEvent& event, absl:
   const bool no_teacher = now - job.teacher_seen_at > kNeedsTeacherAfter;
   for (const auto& [index, within] : event.items) {
     if (index >= job.chunks.size()) {
-      return absl::InvalidArgumentError(absl::StrCat(event.run, " wants chunk ", index, " of ",
-                                                     job.chunks.size()));
+      return absl::InvalidArgumentError(
+          absl::StrCat(event.run, " wants chunk ", index, " of ", job.chunks.size()));
     }
     job.chunks.Want(index, event.run, now + std::max(within, absl::ZeroDuration()));
     switch (job.chunks.at(index).state) {

@@ -51,8 +51,8 @@ void BlameWorker(Worker& worker, const std::string& reason, Effects& effects) {
   effects.rows.insert({RowRef::Kind::kQuarantine, worker.ref.name});
 }
 
-// The worker was lost, or hung, with this grant. The first time says nothing about the chunk; when it
-// was alone with it on a retry, it does.
+// The worker was lost, or hung, with this grant. The first time says nothing about the chunk; when
+// it was alone with it on a retry, it does.
 void LoseLease(State& state, uint64_t epoch, const std::string& how, Effects& effects) {
   const Lease lease = state.leases.Remove(epoch);
   Job* job = FindJob(state, lease.job);
@@ -73,8 +73,8 @@ void LoseWorker(State& state, Worker& worker, const std::string& how, Effects& e
   }
 }
 
-absl::Duration Grant(State& state, Job& job, uint32_t chunk, uint64_t epoch, const WorkerRef& worker,
-                     absl::Duration now) {
+absl::Duration Grant(State& state, Job& job, uint32_t chunk, uint64_t epoch,
+                     const WorkerRef& worker, absl::Duration now) {
   Lease lease;
   lease.epoch = epoch;
   lease.job = job.name;
@@ -129,15 +129,16 @@ absl::StatusOr<std::vector<GrantRef>> OnRegister(State& state, const RegisterEve
                                                  absl::Duration now, Effects& effects) {
   const std::string& name = event.worker.name;
   if (name.empty() || name.size() > kNameBytesMax || event.held.size() > kHeldMax) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a worker has a name of 1 to ", kNameBytesMax, " bytes and holds at most ", kHeldMax,
-        " chunks"));
+    return absl::InvalidArgumentError(absl::StrCat("a worker has a name of 1 to ", kNameBytesMax,
+                                                   " bytes and holds at most ", kHeldMax,
+                                                   " chunks"));
   }
   auto it = state.workers.find(name);
   if (it == state.workers.end()) {
     ForgetOldWorkers(state, now);
     if (state.workers.size() >= kWorkersMax) {
-      return absl::ResourceExhaustedError(absl::StrCat("there are ", kWorkersMax, " workers already"));
+      return absl::ResourceExhaustedError(
+          absl::StrCat("there are ", kWorkersMax, " workers already"));
     }
     it = state.workers.try_emplace(name).first;
     it->second.ref = event.worker;
@@ -146,7 +147,8 @@ absl::StatusOr<std::vector<GrantRef>> OnRegister(State& state, const RegisterEve
   if (worker.ref.incarnation != event.worker.incarnation) {
     std::vector<uint64_t>& past = worker.past_incarnations;
     if (std::count(past.begin(), past.end(), event.worker.incarnation) > 0) {
-      return absl::AbortedError(absl::StrCat("a newer process of the worker ", name, " has registered"));
+      return absl::AbortedError(
+          absl::StrCat("a newer process of the worker ", name, " has registered"));
     }
     LoseWorker(state, worker, "was replaced by a new process", effects);
     past.push_back(worker.ref.incarnation);
@@ -250,7 +252,8 @@ absl::Status OnDone(State& state, const DoneEvent& event, absl::Duration now, Ef
   Job& job = *FindJob(state, event.grant.job);
   const uint32_t chunk = event.grant.chunk;
   const Lease* lease = state.leases.Find(event.grant.epoch);
-  const bool first_time = lease != nullptr && lease->worker == event.worker && lease->chunk == chunk;
+  const bool first_time =
+      lease != nullptr && lease->worker == event.worker && lease->chunk == chunk;
   if (first_time) {
     job.durations.push_back(now - lease->granted_at);
     if (job.durations.size() > kDurationsKept) job.durations.pop_front();
@@ -274,7 +277,8 @@ absl::Status OnDone(State& state, const DoneEvent& event, absl::Duration now, Ef
   return absl::OkStatus();
 }
 
-absl::Status OnFailed(State& state, const FailedEvent& event, absl::Duration now, Effects& effects) {
+absl::Status OnFailed(State& state, const FailedEvent& event, absl::Duration now,
+                      Effects& effects) {
   SH_RETURN_IF_ERROR(CheckGrant(state, event.grant));
   Job& job = *FindJob(state, event.grant.job);
   const uint32_t chunk = event.grant.chunk;
@@ -299,8 +303,8 @@ absl::Status OnFailed(State& state, const FailedEvent& event, absl::Duration now
 void OnTick(State& state, absl::Duration now, Effects& effects) {
   for (auto& [name, worker] : state.workers) {
     if (worker.life != WorkerLife::kAlive || now - worker.last_heard < kLeaseLength) continue;
-    LoseWorker(state, worker, absl::StrCat("was not heard of for ", absl::FormatDuration(kLeaseLength)),
-               effects);
+    LoseWorker(state, worker,
+               absl::StrCat("was not heard of for ", absl::FormatDuration(kLeaseLength)), effects);
   }
   // What is left over belongs to workers that live and do not know of it: their answer was lost.
   for (const uint64_t epoch : state.leases.ExpiredAt(now)) {

@@ -122,7 +122,8 @@ absl::StatusOr<std::string> Submit(absl::string_view body, WireContext& context)
   event.capture.sections.assign(request.sections().begin(), request.sections().end());
   event.capture.held_out_sections.assign(request.held_out_sections().begin(),
                                          request.held_out_sections().end());
-  for (const auto& chunk : request.chunks()) event.chunks.push_back({chunk.rows(), chunk.held_out()});
+  for (const auto& chunk : request.chunks())
+    event.chunks.push_back({chunk.rows(), chunk.held_out()});
   for (const auto& run : request.runs()) {
     event.runs.push_back({run.name(), run.student(), run.folder(), run.hash(), run.steps()});
   }
@@ -136,8 +137,7 @@ absl::StatusOr<std::string> Submit(absl::string_view body, WireContext& context)
 
 absl::StatusOr<std::string> Get(absl::string_view body, WireContext& context) {
   SH_ASSIGN_OR_RETURN(const auto request, ParseRequest<pb::GetRequest>(body));
-  SH_ASSIGN_OR_RETURN(const AdminView view,
-                      ViewState(context.state, request.name(), context.now));
+  SH_ASSIGN_OR_RETURN(const AdminView view, ViewState(context.state, request.name(), context.now));
   return SerializeAdminView(view);
 }
 
