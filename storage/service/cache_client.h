@@ -1,10 +1,11 @@
 // CacheClient: the cache as teachers, students and the coordinator see it, over a Channel.
 //
-// Execution model: event-driven, no thread, never blocks; every callback runs on the executor given.
-// Retries: a request whose answer did not come is sent again under the same request id until its
-// deadline; all requests are idempotent.
-// Durability: Put and PutObject call back with OK only for what would survive SIGKILL and power loss.
-// Integrity: what Get returns was checked against the key asked for, here and at the server.
+// Execution model: event-driven, no thread, never blocks; every callback runs on the executor
+// given. Retries: a request whose answer did not come is sent again under the same request id until
+// its deadline, and so is one that a busy server put off (Unavailable), after a pause; all requests
+// are idempotent. Durability: Put and PutObject call back with OK only for what would survive
+// SIGKILL and power loss. Integrity: what Get returns was checked against the key asked for, here
+// and at the server.
 #pragma once
 
 #include <cstdint>
@@ -28,9 +29,9 @@ class RpcClient;
 struct StoreAck {
   std::string store_id;
   uint64_t incarnation = 0;
-  uint32_t stored = 0;       // new
-  uint32_t already = 0;      // were there with the same decoded values
-  uint32_t mismatched = 0;   // were there with other values: the first write won
+  uint32_t stored = 0;      // new
+  uint32_t already = 0;     // were there with the same decoded values
+  uint32_t mismatched = 0;  // were there with other values: the first write won
 };
 
 class CacheClient {
@@ -40,15 +41,15 @@ class CacheClient {
   template <typename T>
   using Callback = absl::AnyInvocable<void(absl::StatusOr<T>)>;
 
-  // REQUIRES: at most kPutBytesMax in all; one spec per call.
+  // One spec per call. InvalidArgument beyond kPutBytesMax or kPutPartsMax; ResourceExhausted when
+  // the server's disk is full.
   virtual void Put(std::vector<Part> parts, Provenance provenance, Callback<StoreAck> done) = 0;
   // As many answers as keys, in order; nullopt for what is not there.
-  virtual void Get(std::vector<PartKey> keys,
-                   Callback<std::vector<std::optional<Part>>> done) = 0;
+  virtual void Get(std::vector<PartKey> keys, Callback<std::vector<std::optional<Part>>> done) = 0;
 
   // Objects: plans, artefacts, job descriptions. Of any size (moved in pieces of kPartBytesMax).
-  // A name that begins with "sha256/" must be that hash of the bytes. Storing other bytes under a name
-  // that exists is AlreadyExists, unless `replace`.
+  // A name that begins with "sha256/" must be that hash of the bytes. Storing other bytes under a
+  // name that exists is AlreadyExists, unless `replace`.
   struct PutObjectOptions {
     bool replace = false;
   };
@@ -69,14 +70,22 @@ class CacheClient {
   virtual void Inventory(InventoryRequest request, Callback<std::vector<bool>> done) = 0;
 };
 
-inline constexpr uint64_t kPutBytesMax = 16ull << 20;  // of one Put, so that a server's queue is bounded
+inline constexpr uint64_t kPutBytesMax = 16ull
+                                         << 20;  // of one Put, so that a server's queue is bounded
 
 // Names of objects.
-std::string PlanObjectName(const Digest& plan);                                  // "sha256/<hex>"
-std::string ArtefactObjectName(const Digest& teacher, absl::string_view name);   // "artefact/<hex>/<name>"
-std::string JobObjectName(absl::string_view job);                                // "job/<name>"
+std::string PlanObjectName(const Digest& plan);  // "sha256/<hex>"
+std::string ArtefactObjectName(const Digest& teacher,
+                               absl::string_view name);  // "artefact/<hex>/<name>"
+std::string JobObjectName(absl::string_view job);        // "job/<name>"
 
-// `rpc` must outlive the client.
-std::unique_ptr<CacheClient> MakeCacheClient(RpcClient& rpc);
+struct CacheClientOptions {
+  // Of one call, over all its messages and tries; then DeadlineExceeded. Long enough for a server
+  // that is started again.
+  absl::Duration deadline = absl::Minutes(2);
+};
+// `rpc` must outlive the client. Callbacks of a client that is gone are dropped.
+std::unique_ptr<CacheClient> MakeCacheClient(RpcClient& rpc,
+                                             const CacheClientOptions& options = {});
 
 }  // namespace stillhouse
