@@ -34,8 +34,8 @@ class Tokenizer {
 
   // SHA-256 over the id-to-bytes map, the added tokens and the pre-tokenizer; padding ids left out.
   virtual const Digest& Fingerprint() const = 0;
-  // Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json; files that came with a
-  // Hugging Face folder are copied verbatim.
+  // Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json; files that came with
+  // a Hugging Face folder are copied verbatim.
   virtual absl::Status WriteFiles(const std::string& folder) const = 0;
 };
 

@@ -1,0 +1,150 @@
+// The tokenizer of a GGUF file as a TokenizerSpec.
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "common/status.h"
+#include "formats/tokenizer_spec.h"
+#include "formats/utf8.h"
+
+namespace stillhouse {
+namespace {
+
+// llama.cpp's token types.
+constexpr int64_t kNormal = 1;
+constexpr int64_t kUnknown = 2;
+constexpr int64_t kControl = 3;
+constexpr int64_t kUserDefined = 4;
+constexpr int64_t kUnused = 5;
+constexpr int64_t kByte = 6;
+
+SplitStep PatternStep(absl::string_view pattern) {
+  SplitStep step;
+  step.kind = SplitStep::Kind::kPattern;
+  step.pattern = std::string(pattern);
+  return step;
+}
+
+// The pre-tokenizers of llama.cpp by their names (llama-vocab.cpp).
+absl::StatusOr<std::vector<SplitStep>> StepsFor(absl::string_view name) {
+  SplitStep byte_level;
+  if (name == "smollm") {
+    SplitStep digits;
+    digits.kind = SplitStep::Kind::kDigits;
+    digits.individual_digits = true;
+    return std::vector<SplitStep>{digits, byte_level};
+  }
+  if (name == "default") {
+    byte_level.use_regex = false;
+    return std::vector<SplitStep>{
+        PatternStep("[\\p{P}\\$\\+<=>\\^~\\|]+"),
+        PatternStep(
+            "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)"),
+        PatternStep("\\p{N}+"), PatternStep("[0-9][0-9][0-9]"), byte_level};
+  }
+  return absl::UnimplementedError(
+      absl::StrCat("pre-tokenizer \"", name.substr(0, 80),
+                   "\" (tokenizer.ggml.pre) is not implemented, only \"smollm\" and \"default\""));
+}
+
+absl::Status ReadTokens(const GgufFile& file, TokenizerSpec& spec) {
+  SH_ASSIGN_OR_RETURN(const std::vector<absl::string_view> tokens,
+                      file.Strings("tokenizer.ggml.tokens"));
+  SH_ASSIGN_OR_RETURN(const std::vector<int64_t> types, file.Ints("tokenizer.ggml.token_type"));
+  if (tokens.empty() || tokens.size() > static_cast<size_t>(kTokenizerSizeMax)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tokenizer.ggml.tokens has ", tokens.size(), " entries"));
+  }
+  if (!types.empty() && types.size() != tokens.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("tokenizer.ggml.token_type has ", types.size(),
+                                                   " entries for ", tokens.size(), " tokens"));
+  }
+  size_t size = tokens.size();  // converters fill up to the embedding's rows with unused tokens
+  while (size > 0 && !types.empty() && types[size - 1] == kUnused) --size;
+  for (size_t id = 0; id < size; ++id) {
+    const int64_t type = types.empty() ? kNormal : types[id];
+    if (tokens[id].empty() || FindInvalidUtf8(tokens[id]) != absl::string_view::npos) {
+      return absl::InvalidArgumentError(absl::StrCat("token ", id, " is empty or not UTF-8"));
+    }
+    if (type < kNormal || type >= kByte) {
+      return absl::UnimplementedError(
+          absl::StrCat("token ", id, " has type ", type, ", which byte-level BPE does not have"));
+    }
+    spec.tokens.emplace_back(tokens[id]);
+    if (type == kControl || type == kUnknown || type == kUserDefined) {
+      spec.added.push_back(
+          {static_cast<int32_t>(id), spec.tokens.back(), /*special=*/type != kUserDefined});
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadMerges(const GgufFile& file, TokenizerSpec& spec) {
+  SH_ASSIGN_OR_RETURN(const std::vector<absl::string_view> merges,
+                      file.Strings("tokenizer.ggml.merges"));
+  absl::flat_hash_map<absl::string_view, int32_t> ids;
+  ids.reserve(spec.tokens.size());
+  for (size_t id = 0; id < spec.tokens.size(); ++id) {
+    ids.emplace(spec.tokens[id], static_cast<int32_t>(id));
+  }
+  for (const absl::string_view merge : merges) {
+    const size_t space = merge.find(' ');
+    const auto left = ids.find(merge.substr(0, space));
+    const auto right =
+        space == absl::string_view::npos ? ids.end() : ids.find(merge.substr(space + 1));
+    if (left == ids.end() || right == ids.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("tokenizer.ggml.merges: entry ",
+                                                     spec.merges.size(),
+                                                     " is not two tokens of the vocabulary"));
+    }
+    spec.merges.emplace_back(left->second, right->second);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadSpecials(const GgufFile& file, TokenizerSpec& spec) {
+  const std::pair<absl::string_view, std::optional<int32_t>*> keys[] = {
+      {"tokenizer.ggml.bos_token_id", &spec.bos_id},
+      {"tokenizer.ggml.eos_token_id", &spec.eos_id},
+      {"tokenizer.ggml.padding_token_id", &spec.pad_id},
+      {"tokenizer.ggml.unknown_token_id", &spec.unk_id},
+  };
+  for (const auto& [key, target] : keys) {
+    SH_ASSIGN_OR_RETURN(const std::optional<int64_t> id, file.Int(key));
+    if (!id.has_value()) continue;
+    if (*id < 0 || static_cast<size_t>(*id) >= spec.tokens.size()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(key, " is ", *id, ", outside the vocabulary of ", spec.tokens.size()));
+    }
+    *target = static_cast<int32_t>(*id);
+  }
+  SH_ASSIGN_OR_RETURN(const std::optional<bool> adds, file.Bool("tokenizer.ggml.add_bos_token"));
+  spec.adds_bos = adds.value_or(false) && spec.bos_id.has_value();
+  SH_ASSIGN_OR_RETURN(const std::optional<absl::string_view> chat,
+                      file.String("tokenizer.chat_template"));
+  if (chat.has_value()) spec.chat_template = std::string(*chat);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<TokenizerSpec> GgufTokenizerSpec(const GgufFile& file) {
+  SH_ASSIGN_OR_RETURN(const std::optional<absl::string_view> kind,
+                      file.String("tokenizer.ggml.model"));
+  if (!kind.has_value()) return absl::InvalidArgumentError("the file holds no tokenizer");
+  if (*kind != "gpt2") {
+    return absl::UnimplementedError(
+        absl::StrCat("tokenizer kind \"", kind->substr(0, 80),
+                     "\" (tokenizer.ggml.model) is not implemented, only \"gpt2\""));
+  }
+  SH_ASSIGN_OR_RETURN(const std::optional<absl::string_view> pre,
+                      file.String("tokenizer.ggml.pre"));
+  TokenizerSpec spec;
+  SH_ASSIGN_OR_RETURN(spec.steps, StepsFor(pre.value_or("default")));
+  SH_RETURN_IF_ERROR(ReadTokens(file, spec));
+  SH_RETURN_IF_ERROR(ReadMerges(file, spec));
+  SH_RETURN_IF_ERROR(ReadSpecials(file, spec));
+  return spec;
+}
+
+}  // namespace stillhouse

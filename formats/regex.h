@@ -1,0 +1,64 @@
+// Regex: a pre-tokenizer's pattern, in the dialect of tokenizer.json, run by PCRE2 with limits.
+//
+// tokenizer.json patterns are written for Oniguruma, with newer Unicode tables than Debian's PCRE2
+// has. The pattern is rewritten so that \s, \p{L}, \p{N} and \d mean what they mean there;
+// constructs whose meaning differs or is not known to agree are refused by name.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace stillhouse {
+
+inline constexpr uint32_t kRegexMatchLimit = 10'000'000;   // backtracking steps for one match
+inline constexpr uint32_t kRegexHeapLimitKib = 64 * 1024;  // memory of one match
+inline constexpr size_t kRegexPatternMax = 16 * 1024;      // bytes; the longest real one has 300
+
+// Immutable and thread-safe.
+class Regex {
+ public:
+  // InvalidArgument or Unimplemented, naming the construct.
+  static absl::StatusOr<std::shared_ptr<const Regex>> Compile(absl::string_view pattern);
+  // Exactly `text`, no pattern.
+  static absl::StatusOr<std::shared_ptr<const Regex>> Literal(absl::string_view text);
+  // \p{N} one by one or in runs, as the Digits pre-tokenizer splits (Rust's char::is_numeric).
+  static std::shared_ptr<const Regex> Digits(bool individually);
+
+  // Per-thread working memory; any number of them may use one Regex.
+  class Matcher;
+
+  ~Regex();
+  Regex(const Regex&) = delete;
+  Regex& operator=(const Regex&) = delete;
+
+ private:
+  friend class Matcher;
+  Regex() = default;
+  static absl::StatusOr<std::shared_ptr<const Regex>> CompilePcre(absl::string_view pattern,
+                                                                  uint32_t options);
+  void* code_ = nullptr;     // pcre2_code
+  void* context_ = nullptr;  // pcre2_match_context
+};
+
+class Regex::Matcher {
+ public:
+  explicit Matcher(const Regex& regex);  // which must outlive *this
+  ~Matcher();
+  Matcher(const Matcher&) = delete;
+  Matcher& operator=(const Matcher&) = delete;
+
+  // The first match that starts at or after `from` and is not empty: true and its place, or false.
+  // REQUIRES: `text` is UTF-8 and `from` is at a character. ResourceExhausted past a limit.
+  absl::StatusOr<bool> Next(absl::string_view text, size_t from, size_t* begin, size_t* end);
+
+ private:
+  const Regex& regex_;
+  void* data_;  // pcre2_match_data
+};
+
+}  // namespace stillhouse

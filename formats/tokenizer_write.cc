@@ -1,0 +1,141 @@
+// Writing the tokenizer's files from its spec, for teachers that came as GGUF.
+#include <utility>
+
+#include "common/status.h"
+#include "formats/json.h"
+#include "formats/tokenizer_spec.h"
+
+namespace stillhouse {
+namespace {
+
+OrderedJson ByteLevelJson(bool use_regex) {
+  return {{"type", "ByteLevel"},
+          {"add_prefix_space", false},
+          {"trim_offsets", true},
+          {"use_regex", use_regex}};
+}
+
+OrderedJson StepJson(const SplitStep& step) {
+  switch (step.kind) {
+    case SplitStep::Kind::kDigits:
+      return {{"type", "Digits"}, {"individual_digits", step.individual_digits}};
+    case SplitStep::Kind::kByteLevel:
+      return ByteLevelJson(step.use_regex);
+    case SplitStep::Kind::kPattern:
+    case SplitStep::Kind::kLiteral:
+      break;
+  }
+  const char* kind = step.kind == SplitStep::Kind::kPattern ? "Regex" : "String";
+  const bool removed = !step.keep_matches || !step.keep_between;
+  return {{"type", "Split"},
+          {"pattern", {{kind, step.pattern}}},
+          {"behavior", removed ? "Removed" : "Isolated"},
+          {"invert", !step.keep_between}};
+}
+
+OrderedJson AddedJson(const AddedToken& token) {
+  return {{"content", token.content}, {"lstrip", false},      {"normalized", false},
+          {"rstrip", false},          {"single_word", false}, {"special", token.special}};
+}
+
+const std::string& TokenText(const TokenizerSpec& spec, int32_t id) {
+  for (const AddedToken& token : spec.added) {
+    if (token.id == id) return token.content;
+  }
+  return spec.tokens[id];
+}
+
+// Appends without the search that operator[] of an ordered object makes: it is quadratic.
+void Put(OrderedJson& object, const std::string& key, OrderedJson value) {
+  object.get_ref<OrderedJson::object_t&>().emplace_back(key, std::move(value));
+}
+
+OrderedJson ModelJson(const TokenizerSpec& spec) {
+  OrderedJson vocabulary = OrderedJson::object();
+  for (size_t id = 0; id < spec.tokens.size(); ++id) {
+    if (!spec.tokens[id].empty()) Put(vocabulary, spec.tokens[id], id);
+  }
+  OrderedJson merges = OrderedJson::array();
+  for (const auto& [left, right] : spec.merges) {
+    merges.push_back(OrderedJson::array({spec.tokens[left], spec.tokens[right]}));
+  }
+  return {{"type", "BPE"},
+          {"dropout", nullptr},
+          {"unk_token", nullptr},
+          {"continuing_subword_prefix", nullptr},
+          {"end_of_word_suffix", nullptr},
+          {"fuse_unk", false},
+          {"byte_fallback", false},
+          {"ignore_merges", spec.ignore_merges},
+          {"vocab", std::move(vocabulary)},
+          {"merges", std::move(merges)}};
+}
+
+// [BOS] text, where the model expects it.
+OrderedJson PostProcessorJson(const TokenizerSpec& spec) {
+  if (!spec.adds_bos) return nullptr;
+  const std::string& bos = TokenText(spec, *spec.bos_id);
+  const OrderedJson first = {{"SpecialToken", {{"id", bos}, {"type_id", 0}}}};
+  const OrderedJson text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+  const OrderedJson second = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
+  return {{"type", "TemplateProcessing"},
+          {"single", OrderedJson::array({first, text})},
+          {"pair", OrderedJson::array({first, text, first, second})},
+          {"special_tokens",
+           {{bos,
+             {{"id", bos},
+              {"ids", OrderedJson::array({*spec.bos_id})},
+              {"tokens", OrderedJson::array({bos})}}}}}};
+}
+
+}  // namespace
+
+std::string TokenizerJson(const TokenizerSpec& spec) {
+  OrderedJson added = OrderedJson::array();
+  for (const AddedToken& token : spec.added) {
+    OrderedJson entry = {{"id", token.id}};
+    entry.update(AddedJson(token));
+    added.push_back(std::move(entry));
+  }
+  OrderedJson steps = OrderedJson::array();
+  for (const SplitStep& step : spec.steps) steps.push_back(StepJson(step));
+  const OrderedJson root = {
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", std::move(added)},
+      {"normalizer", nullptr},
+      {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}}},
+      {"post_processor", PostProcessorJson(spec)},
+      {"decoder", ByteLevelJson(true)},
+      {"model", ModelJson(spec)},
+  };
+  return root.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
+}
+
+std::string TokenizerConfigJson(const TokenizerSpec& spec) {
+  Json root = {{"add_prefix_space", false},
+               {"clean_up_tokenization_spaces", false},
+               {"tokenizer_class", "PreTrainedTokenizerFast"}};
+  Json decoder = Json::object();
+  for (const AddedToken& token : spec.added) {
+    decoder[std::to_string(token.id)] = AddedJson(token);
+  }
+  root["added_tokens_decoder"] = std::move(decoder);
+  const Json special = Json::parse(SpecialTokensMapJson(spec));
+  root.update(special);
+  if (spec.adds_bos) root["add_bos_token"] = true;
+  if (!spec.chat_template.empty()) root["chat_template"] = spec.chat_template;
+  return root.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::string SpecialTokensMapJson(const TokenizerSpec& spec) {
+  Json root = Json::object();
+  if (spec.bos_id.has_value()) root["bos_token"] = TokenText(spec, *spec.bos_id);
+  if (spec.eos_id.has_value()) root["eos_token"] = TokenText(spec, *spec.eos_id);
+  if (spec.pad_id.has_value()) root["pad_token"] = TokenText(spec, *spec.pad_id);
+  if (spec.unk_id.has_value()) root["unk_token"] = TokenText(spec, *spec.unk_id);
+  return root.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+}  // namespace stillhouse
