@@ -1,0 +1,83 @@
+// Capture: from one planned batch to the rows of every section asked for, in one forward pass.
+//
+// The head runs over chunks of rows into one buffer that is used again, so that logits of a whole
+// batch never exist; each chunk is summarised, drawn from and forgotten. Padding has no rows and
+// costs no head. Not thread-safe; ParallelFor inside.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "dataset/plan.h"
+#include "storage/sections.h"
+#include "teacher_pool/influence.h"
+#include "teacher_pool/row_capture.h"
+#include "teacher_pool/teacher_backend.h"
+
+namespace stillhouse {
+
+struct CaptureRequest {
+  bool stats = false;
+  uint32_t draws = 0;   // of logits/sampled; 0: not wanted
+  bool hidden = false;  // hidden/last
+};
+// Of the sections named: InvalidArgument for two of one kind or a hidden size that is not the
+// model's.
+absl::StatusOr<CaptureRequest> MakeCaptureRequest(absl::Span<const SectionSpec> specs,
+                                                  const ModelConfig& config);
+
+struct CapturedDocument {
+  uint32_t document = 0;  // its number in the plan
+  StatsRows stats;        // empty where not asked for; likewise the others
+  SampledRows sampled;
+  HiddenRows hidden;
+};
+
+class Capturer {
+ public:
+  // Logits held at a time: rows of a chunk are as many as fit, within [kChunkRowsMin,
+  // kChunkRowsMax]. The size is part of what decides the bits: changing it needs a new
+  // kCaptureVersion.
+  static constexpr int64_t kLogitBytesMax = 64 << 20;
+  static constexpr int64_t kChunkRowsMin = 16;
+  static constexpr int64_t kChunkRowsMax = 1024;
+
+  // `backend` must outlive the capturer. Ids at or above `vocabulary`, the tokenizer's size, are
+  // padding: they get no mass. InvalidArgument if the model has fewer ids than that.
+  static absl::StatusOr<Capturer> Create(TeacherBackend& backend, uint32_t vocabulary);
+
+  // `influence`, if not null, is fed with the rows of the batch. InvalidArgument, naming the
+  // document and row, for logits or states that are not finite or too large to store.
+  absl::StatusOr<std::vector<CapturedDocument>> Run(const Plan& plan, const PlanBatch& batch,
+                                                    const CaptureRequest& request,
+                                                    BlockInfluence* influence);
+
+ private:
+  Capturer(TeacherBackend& backend, uint32_t vocabulary, int64_t chunk_rows)
+      : backend_(&backend), vocabulary_(vocabulary), chunk_rows_(chunk_rows) {}
+
+  // One row of the batch, and where it lies in the padded hidden states.
+  struct Row {
+    uint32_t document = 0;  // within the batch
+    uint32_t position = 0;
+    int64_t place = 0;
+    int32_t next = 0;  // the token that follows
+  };
+  static std::vector<Row> RowsOf(const Plan& plan, const PlanBatch& batch);
+  absl::Status CaptureLogits(const Plan& plan, const PlanBatch& batch,
+                             const CaptureRequest& request, absl::Span<const Row> rows,
+                             const at::Tensor& hidden, std::vector<CapturedDocument>* documents);
+  static absl::Status CaptureHidden(const PlanBatch& batch, absl::Span<const Row> rows,
+                                    const at::Tensor& hidden,
+                                    std::vector<CapturedDocument>* documents);
+
+  TeacherBackend* backend_;
+  uint32_t vocabulary_;
+  int64_t chunk_rows_;
+  at::Tensor logits_;                // [chunk_rows, V], made on first use
+  std::vector<RowCapture> workers_;  // one per thread
+};
+
+}  // namespace stillhouse
