@@ -16,8 +16,11 @@
 
 namespace stillhouse {
 
+inline constexpr size_t kStudentsMax = 64;
+
 struct TeacherRecipe {
   std::string model;           // absolute path of a GGUF file or a Hugging Face folder
+  std::string written;         // as the recipe has it: perhaps a hub id
   std::string dtype = "bf16";  // bf16 or fp32: of the forward pass
 };
 
@@ -42,8 +45,8 @@ struct CaptureRecipe {
 
 struct InitRecipe {
   enum class From { kScratch, kTeacher } from = From::kTeacher;
-  std::vector<int64_t> layers;       // layers: [0, 1, …]; else
-  std::optional<int64_t> keep;       // layers: {keep: N, by: block_influence}
+  std::vector<int64_t> layers;  // layers: [0, 1, …]; else
+  std::optional<int64_t> keep;  // layers: {keep: N, by: block_influence}
 };
 
 struct LossRecipe {
@@ -57,9 +60,9 @@ struct OptimizerRecipe {
   double lr = 5e-4;
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8;
   double weight_decay = 0.01;
-  double warmup = 0.1;                     // share of the steps
+  double warmup = 0.1;  // share of the steps
   enum class Schedule { kCosine, kConstant } schedule = Schedule::kCosine;
-  double clip = 1.0;                       // global norm; 0: none
+  double clip = 1.0;  // global norm; 0: none
 };
 
 struct StudentRecipe {
@@ -67,22 +70,22 @@ struct StudentRecipe {
   InitRecipe init;
   int64_t ranks = 1;
   std::string dtype = "bf16";
-  int64_t batch_tokens = 2048;   // rows per optimizer step, over all ranks
-  int64_t micro_batch = 1024;    // rows per forward and backward pass
+  int64_t batch_tokens = 2048;  // rows per optimizer step, over all ranks
+  int64_t micro_batch = 1024;   // rows per forward and backward pass
   bool packing = true;
   std::vector<LossRecipe> losses;
   OptimizerRecipe optimizer;
   int64_t steps = 0;
   uint64_t seed = 0;
-  int64_t evaluate_every = 0;    // 0: only at the end
+  int64_t evaluate_every = 0;         // 0: only at the end
   std::optional<int64_t> early_stop;  // evaluations without improvement
-  int64_t checkpoint_every = 0;  // 0: only at the end
+  int64_t checkpoint_every = 0;       // 0: only at the end
   int64_t checkpoint_keep = 2;
 };
 
 struct Recipe {
-  std::string path;   // of the file
-  std::string text;   // as read
+  std::string path;  // of the file
+  std::string text;  // as read
   std::string name;
   TeacherRecipe teacher;
   DatasetRecipe dataset;
@@ -92,13 +95,17 @@ struct Recipe {
   std::vector<StudentRecipe> students;
 };
 
+// InvalidArgument with the one line. Looks at no file: `path` names the recipe in messages, and its
+// folder is what relative paths are resolved against.
 absl::StatusOr<Recipe> ParseRecipe(absl::string_view text, const std::string& path);
 absl::StatusOr<Recipe> ReadRecipe(const std::string& path);
 
-// "run/<recipe>/<student>"; the folder of a run ends in the first 8 digits of RunHash: a hash of what
-// the recipe says of this student and of everything before it, spelt canonically.
+// "run/<recipe>/<student>"; the folder of a run ends in the first 8 digits of RunHash: a hash of
+// what the recipe says of this student, of its teacher, dataset and capture, spelt canonically.
+// Where the results go (cache, output) is no part of it, nor is the place of the recipe's folder.
 std::string RunName(const Recipe& recipe, const StudentRecipe& student);
 Digest RunHash(const Recipe& recipe, const StudentRecipe& student);
-std::string RunFolder(const Recipe& recipe, const StudentRecipe& student);     // <output>/.runs/<student>-<hash8>
+std::string RunFolder(const Recipe& recipe,
+                      const StudentRecipe& student);  // <output>/.runs/<student>-<hash8>
 
 }  // namespace stillhouse
