@@ -52,7 +52,8 @@ absl::Status CheckAdamWBuffers(const AdamWBuffers& b, Device device) {
 
 namespace {
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+// Not under ThreadSanitizer: the loader's choice runs before the sanitizer is set up, and crashes.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__)
 // One binary for every machine: the loader picks the widest copy that the processor runs.
 #define SH_VECTOR_CLONES __attribute__((target_clones("default", "avx2", "arch=x86-64-v4")))
 #else
