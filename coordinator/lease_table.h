@@ -8,9 +8,9 @@
 //             1 add                 2 renewed by a heartbeat
 //      (none) ────► [live] ◄──────────────────┐
 //                     ├───────────────────────┘
-//                     ├─3 deadline passed ──► (none)   worker lost, or it does not know of the
-//                     grant ├─4 no progress ──────► (none)   refused at a heartbeat └─5 done,
-//                     failed, moot ► (none)
+//                     ├─3 deadline passed ────► (none)   worker lost, or it does not know the grant
+//                     ├─4 no progress ────────► (none)   refused at a heartbeat
+//                     └─5 done, failed, moot ─► (none)
 #pragma once
 
 #include <cstdint>

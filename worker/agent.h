@@ -5,8 +5,7 @@
 //
 //            Register ok            Lease granted              work done
 //   [new] ──1──────────► [ready] ──2──────────► [working] ──3──────────► [ready]
-//                          ▲ │                     │ 4 cancelled or lease lost: work stopped,
-//                          dropped
+//                          ▲ │                     │ 4 cancelled or lease lost: work is stopped
 //     6 unknown worker ────┘ └──5 drain──► [drained]
 #pragma once
 

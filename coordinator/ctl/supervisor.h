@@ -9,8 +9,8 @@
 //        5 backoff over│  ▼
 //                   [waiting] ──6 no longer wanted──► [ended OK]
 //   [running] ──4── exit 0 ─────────────────────────► [ended OK]
-//   [running] ──7── a final exit code, or the sixth death ─► [ended with an error that names the
-//   log] [running] ──8── Stop or StopAll: SIGTERM, after `grace` SIGKILL ─► [ended OK]
+//   [running] ──7── a final exit code, or the sixth death ─► [ended with an error naming the log]
+//   [running] ──8── Stop or StopAll: SIGTERM, after `grace` SIGKILL ─► [ended OK]
 #pragma once
 
 #include <sys/types.h>
