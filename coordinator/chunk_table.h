@@ -9,14 +9,12 @@
 //       │ │ │ └─6 last grant ended─┘ │                          │ │ ▼
 //       │ │ │                        └──────5 it has it not─────┤ │[durable]
 //       │ │ └────────5 it has it not, no grant left ────────────┘ │   │ ▲
-//       │ └──────────7 late done──────────────────────────────────┘   │ │ 9 found when reconciling,
-//       from └────────────10 lost by the cache, found when reconciling─────┘      any state but
-//       durable
-//
-//      [pending], [leased] ──8 third attributed failure──► [poisoned] ──11 late done──►
-//      [confirming]
-//                                                          [poisoned] ──12 submitted again──►
-//                                                          [pending]
+//       │ └──────────7 late done──────────────────────────────────┘   │ ▲
+//       └────────────10 lost by the cache, found when reconciling ────┘ └─9 found when reconciling,
+//                                                                         from any state
+//      [pending], [leased] ──8 third attributed failure──► [poisoned]
+//      [poisoned] ──11 late done──► [confirming]
+//      [poisoned] ──12 submitted again──► [pending]
 //
 // "leased" holds exactly when there is a live grant and nobody has said done; a confirming chunk
 // may have live grants too, and any of them may still finish it.
