@@ -7,7 +7,7 @@
 #include "common/file.h"
 #include "common/status.h"
 #include "dataset/plan_format.h"
-#include "dataset/utf8.h"
+#include "formats/utf8.h"
 
 namespace stillhouse {
 namespace {

@@ -16,7 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/status.h"
-#include "dataset/utf8.h"
+#include "formats/utf8.h"
 
 namespace stillhouse {
 namespace {

@@ -1,0 +1,162 @@
+#include "coordinator/ctl/connection.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_join.h"
+#include "common/digest.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "formats/model_files.h"
+#include "recipe/recipe.h"
+#include "transport/zmq_channel.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr uint64_t kCoordinatorFileBytesMax = 64 << 10;
+
+std::string NotesFolder() { return JoinPath(UserCacheFolder(), "coordinators"); }
+
+// State folders of the coordinators of this user that are alive.
+std::vector<std::string> LiveStateFolders() {
+  std::vector<std::string> live;
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(NotesFolder());
+  if (!names.ok()) return live;
+  for (const std::string& name : *names) {
+    const std::string note = JoinPath(NotesFolder(), name);
+    const absl::StatusOr<std::string> path = ReadFile(note, kCoordinatorFileBytesMax);
+    if (!path.ok()) continue;
+    const std::string file_path(absl::StripAsciiWhitespace(*path));
+    const absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(file_path);
+    if (file.ok() && IsAlive(*file)) {
+      live.push_back(FolderOf(file_path));
+    } else {
+      unlink(note.c_str());
+    }
+  }
+  return live;
+}
+
+}  // namespace
+
+absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path) {
+  struct stat info {};
+  if (stat(path.c_str(), &info) != 0) return ErrnoStatus("opening", path);
+  if (info.st_uid != geteuid() || (info.st_mode & 077) != 0) {
+    return absl::PermissionDeniedError(
+        absl::StrCat(path, ": must belong to you and to nobody else (chmod 600)"));
+  }
+  SH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kCoordinatorFileBytesMax));
+  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const auto is = [&](const char* key, bool (nlohmann::json::*test)() const noexcept) {
+    return json.contains(key) && (json[key].*test)();
+  };
+  if (!json.is_object() || !is("address", &nlohmann::json::is_string) ||
+      !is("incarnation", &nlohmann::json::is_number_unsigned) ||
+      !is("pid", &nlohmann::json::is_number_unsigned)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not the file of a coordinator"));
+  }
+  CoordinatorFile file;
+  file.path = path;
+  file.address = json["address"].get<std::string>();
+  if (is("cache", &nlohmann::json::is_string)) file.cache = json["cache"].get<std::string>();
+  file.incarnation = json["incarnation"].get<uint64_t>();
+  file.pid = json["pid"].get<int64_t>();
+  return file;
+}
+
+bool IsAlive(const CoordinatorFile& file) {
+  return file.pid > 0 && (kill(static_cast<pid_t>(file.pid), 0) == 0 || errno == EPERM);
+}
+
+void AddCoordinatorOptions(CLI::App& verb, CoordinatorChoice* choice) {
+  auto* file =
+      verb.add_option("--coordinator", choice->file, "coordinator.json of the coordinator meant")
+          ->option_text("FILE");
+  verb.add_option("--recipe", choice->recipe, "the recipe whose coordinator is meant")
+      ->option_text("FILE")
+      ->excludes(file);
+}
+
+std::string StateFolder(const std::string& output) { return JoinPath(output, ".stillhouse"); }
+
+std::string CoordinatorFilePath(const std::string& state_folder) {
+  return JoinPath(state_folder, "coordinator.json");
+}
+
+absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice) {
+  if (!choice.file.empty()) return FolderOf(choice.file);
+  if (!choice.recipe.empty()) {
+    SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(choice.recipe));
+    return StateFolder(recipe.output);
+  }
+  const std::vector<std::string> live = LiveStateFolders();
+  if (live.empty()) {
+    return absl::UnavailableError(
+        "no coordinator of yours is alive; name a recipe with --recipe, or start one with "
+        "`coordinatorctl local RECIPE`");
+  }
+  if (live.size() > 1) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "several coordinators of yours are alive; say which with --coordinator or --recipe: ",
+        absl::StrJoin(live, ", ")));
+  }
+  return live.front();
+}
+
+absl::StatusOr<CoordinatorFile> FindCoordinator(const CoordinatorChoice& choice) {
+  SH_ASSIGN_OR_RETURN(const std::string folder, FindStateFolder(choice));
+  const std::string path = choice.file.empty() ? CoordinatorFilePath(folder) : choice.file;
+  absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(path);
+  if (file.ok() && IsAlive(*file)) return file;
+  if (!file.ok() && !absl::IsNotFound(file.status())) return file.status();
+  return absl::UnavailableError(absl::StrCat("no coordinator is alive in ", folder,
+                                             "; start one with `coordinatorctl local RECIPE`"));
+}
+
+absl::StatusOr<std::unique_ptr<LiveNote>> LiveNote::Write(const std::string& coordinator_file) {
+  SH_RETURN_IF_ERROR(MakeFolders(NotesFolder(), 0700));
+  std::string path = JoinPath(NotesFolder(), Sha256Of(coordinator_file).Hex().substr(0, 16));
+  SH_RETURN_IF_ERROR(WriteFileAtomically(path, absl::StrCat(coordinator_file, "\n"), 0600));
+  return std::unique_ptr<LiveNote>(new LiveNote(std::move(path)));
+}
+
+LiveNote::~LiveNote() { unlink(path_.c_str()); }
+
+absl::StatusOr<std::unique_ptr<Connection>> Connect(EventLoop& loop, const std::string& address) {
+  auto connection = std::make_unique<Connection>();
+  SH_ASSIGN_OR_RETURN(connection->channel, MakeZmqClientChannel(loop, address));
+  connection->rpc = MakeRpcClient(*connection->channel, loop);
+  return connection;
+}
+
+absl::StatusOr<std::string> AskCoordinator(const CoordinatorFile& coordinator,
+                                           const std::string& method, const std::string& body,
+                                           absl::Duration deadline) {
+  EventLoop loop;
+  SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection,
+                      Connect(loop, coordinator.address));
+  absl::StatusOr<std::string> answer = absl::UnknownError("no answer");
+  connection->rpc->Call(method, {.body = body, .attachments = {}}, {.deadline = deadline},
+                        [&](absl::StatusOr<RpcMessage> message) {
+                          answer = message.status();
+                          if (message.ok()) answer = std::move(message->body);
+                          loop.Stop();
+                        });
+  loop.Run();
+  if (absl::IsDeadlineExceeded(answer.status())) {
+    return absl::UnavailableError(absl::StrCat("the coordinator of ", coordinator.path,
+                                               " (process ", coordinator.pid, ") does not answer"));
+  }
+  return answer;
+}
+
+}  // namespace stillhouse

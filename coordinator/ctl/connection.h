@@ -1,0 +1,76 @@
+// Finding a coordinator and asking it something.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/event_loop.h"
+#include "transport/channel.h"
+#include "transport/rpc.h"
+
+namespace CLI {
+class App;
+}
+
+namespace stillhouse {
+
+// What a running coordinator leaves in coordinator.json (0600).
+struct CoordinatorFile {
+  std::string path;     // of the file
+  std::string address;  // of the coordinator
+  std::string cache;    // of the cache server
+  uint64_t incarnation = 0;
+  int64_t pid = 0;
+};
+
+// NotFound, InvalidArgument, or PermissionDenied when the file is not this user's alone.
+absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path);
+bool IsAlive(const CoordinatorFile& file);
+
+// Which coordinator a verb means.
+struct CoordinatorChoice {
+  std::string file;    // --coordinator
+  std::string recipe;  // --recipe
+};
+void AddCoordinatorOptions(CLI::App& verb, CoordinatorChoice* choice);
+
+// Where `coordinatorctl local` keeps its state of an output folder.
+std::string StateFolder(const std::string& output);
+std::string CoordinatorFilePath(const std::string& state_folder);
+
+// The state folder that `choice` names, or that of the only live coordinator of this user.
+// Unavailable (saying so) when none is alive; FailedPrecondition, listing them, when there are
+// several.
+absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice);
+// The same, and the coordinator in it is alive: Unavailable if not.
+absl::StatusOr<CoordinatorFile> FindCoordinator(const CoordinatorChoice& choice);
+
+// Notes, in the user's cache folder, that a coordinator lives there; gone with the object. A note
+// whose coordinator is dead is ignored, and removed by the next reader.
+class LiveNote {
+ public:
+  static absl::StatusOr<std::unique_ptr<LiveNote>> Write(const std::string& coordinator_file);
+  ~LiveNote();
+
+ private:
+  explicit LiveNote(std::string path) : path_(std::move(path)) {}
+  std::string path_;
+};
+
+// A channel and its calls on one loop.
+struct Connection {
+  std::unique_ptr<ClientChannel> channel;
+  std::unique_ptr<RpcClient> rpc;
+};
+// `loop` must outlive the result.
+absl::StatusOr<std::unique_ptr<Connection>> Connect(EventLoop& loop, const std::string& address);
+
+// One question, by a verb that has nothing else to do. Unavailable when nobody answers.
+absl::StatusOr<std::string> AskCoordinator(const CoordinatorFile& coordinator,
+                                           const std::string& method, const std::string& body,
+                                           absl::Duration deadline = absl::Seconds(10));
+
+}  // namespace stillhouse

@@ -1,0 +1,22 @@
+// Views of a job, its runs and the workers: tables and text for people, JSON for programs.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "coordinator/admin_view.h"
+
+namespace stillhouse {
+
+bool HasEnded(const RunView& run);       // finished, failed or cancelled
+double SecondsLeft(const RunView& run);  // of training, from the steps so far; 0: unknown
+
+nlohmann::ordered_json JobsAndRunsJson(const AdminView& view);
+nlohmann::ordered_json WorkersJson(const AdminView& view);
+std::string JobsAndRunsTable(const AdminView& view);
+std::string WorkersTable(const AdminView& view);
+std::string DescribeText(const AdminView& view);
+// What a job ended with: one row per run.
+std::string ResultTable(const AdminView& view);
+
+}  // namespace stillhouse

@@ -1,0 +1,114 @@
+// local: a whole recipe on this machine.
+#include <signal.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <climits>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "coordinator/ctl/connection.h"
+#include "coordinator/ctl/job_views.h"
+#include "coordinator/ctl/local_job.h"
+#include "coordinator/ctl/output.h"
+#include "coordinator/ctl/prepare_job.h"
+#include "coordinator/ctl/verb.h"
+
+namespace stillhouse {
+namespace {
+
+struct Options {
+  std::string recipe;
+  int parallel = 1, workers = 1, threads = 0;
+  bool plain = false;
+  OutputFormat format = OutputFormat::kTable;
+};
+
+// <prefix>/bin/coordinatorctl has its siblings in <prefix>/libexec/stillhouse.
+absl::StatusOr<std::string> ProgramsFolder() {
+  char path[PATH_MAX];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
+  if (size <= 0) return ErrnoStatus("reading", "/proc/self/exe");
+  const std::string bin = FolderOf(absl::string_view(path, size));
+  return JoinPath(FolderOf(bin), "libexec/stillhouse");
+}
+
+// Files that an earlier process left when it was killed in the middle. The caller holds the lock.
+void RemoveLeftovers(const std::string& plans) {
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(plans);
+  if (!names.ok()) return;
+  for (const std::string& name : *names) {
+    if (absl::EndsWith(name, ".tmp")) unlink(JoinPath(plans, name).c_str());
+  }
+}
+
+absl::StatusOr<int> Local(const Options& options) {
+  SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(options.recipe));
+  LocalOptions local{.parallel = options.parallel,
+                     .workers = options.workers,
+                     .threads = options.threads,
+                     .state_folder = StateFolder(recipe.output),
+                     .programs = "",
+                     .progress = ProgressPrinter::ForStderr(options.plain)};
+  SH_ASSIGN_OR_RETURN(local.programs, ProgramsFolder());
+  SH_RETURN_IF_ERROR(MakeFolders(recipe.output));
+  SH_RETURN_IF_ERROR(MakeFolders(local.state_folder, 0700));
+  absl::StatusOr<std::unique_ptr<FileLock>> lock =
+      FileLock::Acquire(JoinPath(local.state_folder, "lock"), FileLock::Mode::kExclusive);
+  if (absl::IsFailedPrecondition(lock.status())) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("another `coordinatorctl local` is at work in ", recipe.output));
+  }
+  if (!lock.ok()) return lock.status();
+  RemoveLeftovers(JoinPath(local.state_folder, "plans"));
+  SH_ASSIGN_OR_RETURN(std::shared_ptr<const PreparedJob> job,
+                      PrepareJob(recipe, [](const std::string& line) {
+                        std::fprintf(stderr, "%s\n", line.c_str());
+                      }));
+  SH_ASSIGN_OR_RETURN(const std::unique_ptr<LocalJob> run, LocalJob::Create(std::move(job), local));
+  SH_ASSIGN_OR_RETURN(const LocalJob::Result result, run->Run());
+  if (result.signal != 0) return result.signal == SIGTERM ? kExitTerminated : kExitInterrupted;
+  PrintText(options.format == OutputFormat::kTable
+                ? ResultTable(result.view)
+                : Render(JobsAndRunsJson(result.view), options.format));
+  for (const std::string& problem : result.problems) {
+    std::fprintf(stderr, "coordinatorctl: %s\n", problem.c_str());
+  }
+  return result.problems.empty() ? kExitOk : kExitFailed;
+}
+
+}  // namespace
+
+void AddLocalVerb(CLI::App& app, ChosenVerb& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("local", "Run a whole recipe on this machine");
+  verb->add_option("RECIPE", options->recipe, "the recipe's file")->required();
+  verb->add_option("--parallel", options->parallel, "students trained at a time (1)")
+      ->check(CLI::Range(1, 64))
+      ->option_text("N");
+  verb->add_option("--workers", options->workers, "teacher workers (1)")
+      ->check(CLI::Range(1, 64))
+      ->option_text("N");
+  verb->add_option("--threads", options->threads,
+                   "threads of each teacher worker and student; default: each takes all cores")
+      ->check(CLI::Range(1, 1024))
+      ->option_text("N");
+  verb->add_flag("--plain", options->plain, "lines instead of bars, on a terminal too");
+  AddOutputOption(*verb, &options->format);
+  verb->footer(
+      "Starts a cache server, a coordinator, teacher workers if the cache lacks something, and "
+      "the\n"
+      "students; progress goes to standard error, the result to standard output. Ctrl-C stops all "
+      "of it;\n"
+      "the same command then goes on where it was. Logs and state lie in OUTPUT/.stillhouse.\n"
+      "Examples:\n  coordinatorctl local recipe.yaml\n"
+      "  coordinatorctl local recipe.yaml --parallel 2 --threads 4 -o json > result.json\n");
+  verb->callback([options, &chosen] { chosen = [options] { return Local(*options); }; });
+}
+
+}  // namespace stillhouse

@@ -1,0 +1,123 @@
+// get, describe, workers, cancel: one question to the coordinator each.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "common/file.h"
+#include "common/status.h"
+#include "coordinator/admin_view.h"
+#include "coordinator/ctl/connection.h"
+#include "coordinator/ctl/job_views.h"
+#include "coordinator/ctl/output.h"
+#include "coordinator/ctl/verb.h"
+#include "coordinator/journal.h"
+#include "proto/admin.pb.h"
+
+namespace stillhouse {
+namespace {
+
+struct Options {
+  CoordinatorChoice coordinator;
+  OutputFormat format = OutputFormat::kTable;
+  std::string name;
+};
+
+// From the live coordinator, or from what the last one wrote down.
+absl::StatusOr<AdminView> AskView(const Options& options) {
+  const absl::StatusOr<CoordinatorFile> coordinator = FindCoordinator(options.coordinator);
+  if (absl::IsUnavailable(coordinator.status())) {
+    const absl::StatusOr<std::string> folder = FindStateFolder(options.coordinator);
+    const std::string journal = folder.ok() ? JoinPath(*folder, "journal") : "";
+    if (!folder.ok() || !PathExists(journal)) return coordinator.status();
+    std::fprintf(stderr, "No coordinator is alive: this is what the last one wrote down.\n");
+    return ReadJournal(journal, options.name);
+  }
+  if (!coordinator.ok()) return coordinator.status();
+  pb::GetRequest request;
+  request.set_name(options.name);
+  SH_ASSIGN_OR_RETURN(const std::string body,
+                      AskCoordinator(*coordinator, "admin.Get", request.SerializeAsString()));
+  return ParseAdminView(body);
+}
+
+absl::StatusOr<int> Get(const Options& options) {
+  SH_ASSIGN_OR_RETURN(const AdminView view, AskView(options));
+  PrintText(options.format == OutputFormat::kTable ? JobsAndRunsTable(view)
+                                                   : Render(JobsAndRunsJson(view), options.format));
+  return kExitOk;
+}
+
+absl::StatusOr<int> Describe(const Options& options) {
+  SH_ASSIGN_OR_RETURN(const AdminView view, AskView(options));
+  PrintText(options.format == OutputFormat::kTable ? DescribeText(view)
+                                                   : Render(JobsAndRunsJson(view), options.format));
+  return kExitOk;
+}
+
+absl::StatusOr<int> Workers(const Options& options) {
+  SH_ASSIGN_OR_RETURN(const AdminView view, AskView(options));
+  PrintText(options.format == OutputFormat::kTable ? WorkersTable(view)
+                                                   : Render(WorkersJson(view), options.format));
+  return kExitOk;
+}
+
+absl::StatusOr<int> Cancel(const Options& options) {
+  SH_ASSIGN_OR_RETURN(const CoordinatorFile coordinator, FindCoordinator(options.coordinator));
+  pb::CancelRequest request;
+  request.set_name(options.name);
+  SH_RETURN_IF_ERROR(AskCoordinator(coordinator, "admin.Cancel", request.SerializeAsString()));
+  PrintText(absl::StrCat(options.name, " is cancelled.\n"));
+  return kExitOk;
+}
+
+CLI::App* Add(CLI::App& app, const char* name, const char* what, ChosenVerb& chosen,
+              absl::StatusOr<int> (*run)(const Options&), std::shared_ptr<Options> options) {
+  CLI::App* verb = app.add_subcommand(name, what);
+  AddCoordinatorOptions(*verb, &options->coordinator);
+  verb->callback([options, run, &chosen] { chosen = [options, run] { return run(*options); }; });
+  return verb;
+}
+
+}  // namespace
+
+void AddGetVerb(CLI::App& app, ChosenVerb& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = Add(app, "get", "List jobs and their runs", chosen, Get, options);
+  verb->add_option("NAME", options->name,
+                   "a job (job/handbook) or a run (run/handbook/half); default: all");
+  AddOutputOption(*verb, &options->format);
+  verb->footer(
+      "Examples:\n  coordinatorctl get\n  coordinatorctl get run/handbook/half -o json\n"
+      "  coordinatorctl get --recipe recipe.yaml\n");
+}
+
+void AddDescribeVerb(CLI::App& app, ChosenVerb& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = Add(app, "describe", "Tell all about a job or a run", chosen, Describe, options);
+  verb->add_option("NAME", options->name, "a job or a run")->required();
+  AddOutputOption(*verb, &options->format);
+  verb->footer("Examples:\n  coordinatorctl describe job/handbook\n");
+}
+
+void AddWorkersVerb(CLI::App& app, ChosenVerb& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb =
+      Add(app, "workers", "List teacher workers and students at work", chosen, Workers, options);
+  AddOutputOption(*verb, &options->format);
+  verb->footer("Examples:\n  coordinatorctl workers\n  coordinatorctl workers -o yaml\n");
+}
+
+void AddCancelVerb(CLI::App& app, ChosenVerb& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb =
+      Add(app, "cancel", "Cancel a job with its runs, or one run", chosen, Cancel, options);
+  verb->add_option("NAME", options->name, "a job or a run")->required();
+  verb->footer(
+      "What was captured stays in the cache.\n"
+      "Examples:\n  coordinatorctl cancel run/handbook/half\n  coordinatorctl cancel "
+      "job/handbook\n");
+}
+
+}  // namespace stillhouse

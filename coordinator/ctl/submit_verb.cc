@@ -1,0 +1,72 @@
+// submit: plans a recipe, stores the plan, hands the job to a running coordinator.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "common/event_loop.h"
+#include "common/status.h"
+#include "coordinator/ctl/connection.h"
+#include "coordinator/ctl/output.h"
+#include "coordinator/ctl/prepare_job.h"
+#include "coordinator/ctl/verb.h"
+
+namespace stillhouse {
+namespace {
+
+struct Options {
+  std::string recipe;
+  CoordinatorChoice coordinator;
+};
+
+absl::StatusOr<int> Submit(const Options& options) {
+  SH_ASSIGN_OR_RETURN(const CoordinatorFile coordinator, FindCoordinator(options.coordinator));
+  SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(options.recipe));
+  SH_ASSIGN_OR_RETURN(const std::shared_ptr<const PreparedJob> job,
+                      PrepareJob(recipe, [](const std::string& line) {
+                        std::fprintf(stderr, "%s\n", line.c_str());
+                      }));
+  EventLoop loop;
+  SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> cache_side,
+                      Connect(loop, coordinator.cache));
+  SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> coordinator_side,
+                      Connect(loop, coordinator.address));
+  const std::unique_ptr<CacheClient> cache = MakeCacheClient(*cache_side->rpc);
+  absl::StatusOr<bool> resumed = absl::UnknownError("not submitted");
+  StoreJob(*cache, job, [&](absl::Status stored) {
+    if (!stored.ok()) {
+      resumed = stored;
+      loop.Stop();
+      return;
+    }
+    SubmitJob(*coordinator_side->rpc, *job, NewSubmissionKey(), [&](absl::StatusOr<bool> answer) {
+      resumed = answer;
+      loop.Stop();
+    });
+  });
+  loop.Run();
+  if (!resumed.ok()) return resumed.status();
+  PrintText(absl::StrCat(job->JobName(), *resumed ? " goes on" : " is submitted",
+                         "; follow it with: coordinatorctl watch ", job->JobName(), "\n"));
+  return kExitOk;
+}
+
+}  // namespace
+
+void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen) {
+  auto options = std::make_shared<Options>();
+  CLI::App* verb = app.add_subcommand("submit", "Hand a recipe to a running coordinator");
+  verb->add_option("RECIPE", options->recipe, "the recipe's file")->required();
+  verb->add_option("--coordinator", options->coordinator.file,
+                   "its coordinator.json; default: the only live one")
+      ->option_text("FILE");
+  verb->footer(
+      "The coordinator's own teacher workers and students do the work; submitting the same recipe "
+      "again\n"
+      "goes on with what is missing.\n"
+      "Examples:\n  coordinatorctl submit recipe.yaml\n");
+  verb->callback([options, &chosen] { chosen = [options] { return Submit(*options); }; });
+}
+
+}  // namespace stillhouse

@@ -1,0 +1,177 @@
+// `coordinatorctl local` end to end: real processes, a tiny teacher, and what happens when they
+// die.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/status.h"
+#include "tests/system/harness.h"
+
+namespace stillhouse {
+namespace {
+
+using nlohmann::json;
+using testing::HasSubstr;
+
+// What the one undisturbed run of these tests gave.
+struct Undisturbed {
+  json result;
+  std::string digest;
+};
+const Undisturbed& RunUndisturbed() {
+  static const Undisturbed* const kept = [] {
+    Workplace place({.texts = 60, .students = 1, .steps = 2});
+    const Finished run = place.Local();
+    SH_CHECK(run.code == 0, run.err, place.Logs());
+    return new Undisturbed{json::parse(run.out), place.CacheDigest()};
+  }();
+  return *kept;
+}
+
+// Starts the same job and stops the teacher worker in the middle of the capture.
+class DisturbedTest : public testing::Test {
+ protected:
+  DisturbedTest() : place_({.texts = 60, .students = 1, .steps = 2}) {}
+
+  // True when some chunks are stored, others not, and the teacher worker stands still.
+  bool StopInTheMiddle(Running& local) {
+    return WaitUntil(local, [&] {
+      const json now = place_.Get();
+      const std::vector<pid_t> teachers = ChildrenOf(local.pid(), "teacher_worker");
+      if (!now.is_object() || now["jobs"].empty() || teachers.empty()) return false;
+      if (now["jobs"][0]["chunks_durable"] == 0) return false;
+      teacher_ = teachers[0];
+      kill(teacher_, SIGSTOP);
+      const json then = place_.Get();
+      EXPECT_LT(then["jobs"][0]["chunks_durable"], then["jobs"][0]["chunks"]) << "it was too quick";
+      return true;
+    });
+  }
+  void ExpectTheSameEnd(Running& local) {
+    const Finished run = local.Wait();
+    ASSERT_EQ(run.code, 0) << run.err << place_.Logs();
+    EXPECT_EQ(place_.CacheDigest(), RunUndisturbed().digest);
+    const json result = json::parse(run.out);
+    EXPECT_EQ(result["runs"][0]["state"], "finished");
+    EXPECT_EQ(result["runs"][0]["final"]["perplexity"],
+              RunUndisturbed().result["runs"][0]["final"]["perplexity"]);
+  }
+
+  Workplace place_;
+  pid_t teacher_ = 0;
+};
+
+TEST(LocalTest, OneCacheTwoStudentsAndNothingIsPaidTwice) {
+  Workplace place({.texts = 24, .students = 2, .steps = 4});
+  const Finished first = place.Local();
+  ASSERT_EQ(first.code, 0) << first.err << place.Logs();
+  const json result = json::parse(first.out);
+  const json& job = result["jobs"][0];
+  EXPECT_EQ(job["state"], "captured");
+  EXPECT_EQ(job["tokens"], job["tokens_durable"]);
+  EXPECT_EQ(job["teacher_forward_tokens"], job["tokens"]);
+  ASSERT_EQ(result["runs"].size(), 2u);
+  EXPECT_EQ(result["runs"][0]["teacher_forward_tokens"], job["tokens"]);
+  EXPECT_EQ(result["runs"][1]["teacher_forward_tokens"], 0);
+  for (const json& run : result["runs"]) {
+    EXPECT_EQ(run["state"], "finished");
+    EXPECT_EQ(run["step"], 4);
+    EXPECT_GT(run["final"]["kl_to_teacher"], 0);
+    const std::string exported = run["exported_to"];
+    EXPECT_TRUE(PathExists(JoinPath(exported, "config.json"))) << exported;
+    EXPECT_TRUE(PathExists(JoinPath(exported, "model.safetensors"))) << exported;
+  }
+  const std::string digest = place.CacheDigest();
+
+  // The same command again: everything is there already.
+  const Finished again = place.Local();
+  ASSERT_EQ(again.code, 0) << again.err << place.Logs();
+  EXPECT_THAT(again.err, HasSubstr("no teacher is needed"));
+  EXPECT_EQ(json::parse(again.out)["runs"], result["runs"]);
+
+  // With all but the cache gone, the students are trained again and the teacher is not paid.
+  SH_CHECK_OK(RemoveTree(place.Path("runs")));
+  const Finished anew = place.Local();
+  ASSERT_EQ(anew.code, 0) << anew.err << place.Logs();
+  const json trained = json::parse(anew.out);
+  EXPECT_EQ(trained["jobs"][0]["teacher_forward_tokens"], 0);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(trained["runs"][i]["teacher_forward_tokens"], 0);
+    EXPECT_EQ(trained["runs"][i]["final"], result["runs"][i]["final"]);
+  }
+  EXPECT_EQ(place.CacheDigest(), digest);
+}
+
+TEST_F(DisturbedTest, AKilledTeacherWorkerLosesNothing) {
+  const auto local = place_.StartLocal();
+  ASSERT_TRUE(StopInTheMiddle(*local)) << place_.Logs();
+  kill(teacher_, SIGKILL);
+  ExpectTheSameEnd(*local);
+  EXPECT_THAT(local->Wait().err, HasSubstr("teacher-0 ended with signal 9"));
+}
+
+TEST_F(DisturbedTest, AKilledCoordinatorLosesNothing) {
+  const auto local = place_.StartLocal();
+  ASSERT_TRUE(StopInTheMiddle(*local)) << place_.Logs();
+  const std::vector<pid_t> coordinators = ChildrenOf(local->pid(), "coordinatord");
+  ASSERT_EQ(coordinators.size(), 1u);
+  kill(coordinators[0], SIGKILL);
+  kill(teacher_, SIGCONT);
+  ExpectTheSameEnd(*local);
+  EXPECT_THAT(local->Wait().err, HasSubstr("coordinator ended with signal 9"));
+}
+
+TEST_F(DisturbedTest, AKilledCacheServerLosesNothing) {
+  const auto local = place_.StartLocal();
+  ASSERT_TRUE(StopInTheMiddle(*local)) << place_.Logs();
+  const std::vector<pid_t> servers = ChildrenOf(local->pid(), "cache_server");
+  ASSERT_EQ(servers.size(), 1u);
+  kill(servers[0], SIGKILL);
+  kill(teacher_, SIGCONT);
+  ExpectTheSameEnd(*local);
+}
+
+TEST_F(DisturbedTest, CtrlCStopsAllInFiveSecondsAndTheSameCommandGoesOn) {
+  {
+    const auto local = place_.StartLocal();
+    ASSERT_TRUE(StopInTheMiddle(*local)) << place_.Logs();
+    // Only one at a time.
+    const Finished second = place_.Local();
+    EXPECT_EQ(second.code, kExitConflict);
+    EXPECT_THAT(second.err, HasSubstr("another `coordinatorctl local` is at work"));
+
+    const absl::Duration asked = SystemClock().Now();
+    local->Signal(SIGINT);
+    EXPECT_EQ(local->Wait().code, kExitInterrupted);
+    EXPECT_LT(SystemClock().Now() - asked, absl::Seconds(6));  // a stopped process must be killed
+    EXPECT_EQ(kill(teacher_, 0), -1);
+  }
+  const Finished get = place_.Ctl({"get", "-o", "json", "--recipe", place_.recipe()});
+  EXPECT_EQ(get.code, 0) << get.err;  // from the journal
+  EXPECT_THAT(get.err, HasSubstr("No coordinator is alive"));
+
+  const auto local = place_.StartLocal();
+  ExpectTheSameEnd(*local);
+}
+
+TEST_F(DisturbedTest, ChildrenDieWithTheirSupervisor) {
+  const auto local = place_.StartLocal();
+  ASSERT_TRUE(StopInTheMiddle(*local)) << place_.Logs();
+  std::vector<pid_t> children;
+  for (const char* program : {"cache_server", "coordinatord", "teacher_worker"}) {
+    for (const pid_t pid : ChildrenOf(local->pid(), program)) children.push_back(pid);
+  }
+  EXPECT_EQ(children.size(), 3u);
+  local->Signal(SIGKILL);
+  local->Wait();
+  // They are not ours to wait for; a new run on the same folders needs all their locks.
+  const Finished again = place_.Local();
+  EXPECT_EQ(again.code, 0) << again.err << place_.Logs();
+  for (const pid_t pid : children) EXPECT_EQ(kill(pid, 0), -1) << pid;
+  EXPECT_EQ(place_.CacheDigest(), RunUndisturbed().digest);
+}
+
+}  // namespace
+}  // namespace stillhouse
