@@ -137,17 +137,17 @@ void Supervisor::End(Child& child, absl::Status status) {
   MaybeAllStopped();
 }
 
-void Supervisor::Terminate(Child& child) {
-  if (child.ended || child.stop_asked) return;
-  child.stop_asked = true;
+void Supervisor::Terminate(Child& child, absl::Duration grace) {
+  if (child.ended) return;
   loop_.Cancel(child.timer);
   child.timer = 0;
   if (child.pid <= 0) {
     End(child, absl::OkStatus());
     return;
   }
-  kill(child.pid, SIGTERM);
-  child.timer = loop_.PostAfter(options_.grace, [&child] {
+  if (!child.stop_asked) kill(child.pid, SIGTERM);
+  child.stop_asked = true;
+  child.timer = loop_.PostAfter(grace, [&child] {
     child.timer = 0;
     if (child.pid > 0) kill(child.pid, SIGKILL);
   });
@@ -155,13 +155,13 @@ void Supervisor::Terminate(Child& child) {
 
 void Supervisor::Stop(const std::string& name) {
   const auto it = children_.find(name);
-  if (it != children_.end()) Terminate(*it->second);
+  if (it != children_.end()) Terminate(*it->second, options_.grace);
 }
 
-void Supervisor::StopAll(absl::AnyInvocable<void()> done) {
+void Supervisor::StopAll(absl::Duration grace, absl::AnyInvocable<void()> done) {
   stopping_ = true;
   all_stopped_ = std::move(done);
-  for (auto& [name, child] : children_) Terminate(*child);
+  for (auto& [name, child] : children_) Terminate(*child, grace);
   loop_.Post([this] { MaybeAllStopped(); });
 }
 

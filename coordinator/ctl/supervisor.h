@@ -44,7 +44,7 @@ class Supervisor {
   struct Options {
     absl::Duration backoff_first = absl::Milliseconds(300);
     absl::Duration backoff_max = absl::Seconds(5);
-    absl::Duration grace = absl::Seconds(4);  // between SIGTERM and SIGKILL
+    absl::Duration grace = absl::Seconds(30);  // between SIGTERM and SIGKILL, for Stop
     absl::Duration ready_poll = absl::Milliseconds(20);
   };
   // `loop` must outlive the supervisor.
@@ -62,8 +62,10 @@ class Supervisor {
   void Start(ChildSpec spec, Callbacks callbacks);
   // Ends one child, politely at first. No effect on one that has ended.
   void Stop(const std::string& name);
-  // Ends all; `done` is called when none is left. Nothing is started again from here on.
-  void StopAll(absl::AnyInvocable<void()> done);
+  // Ends all, with SIGKILL after `grace`; `done` is called when none is left. Nothing is started
+  // again from here on. Called again, with a shorter grace, it hurries; only the last `done` is
+  // then called.
+  void StopAll(absl::Duration grace, absl::AnyInvocable<void()> done);
   void KillAll();  // at once; for a second Ctrl-C
 
   // To be called after every SIGCHLD.
@@ -79,7 +81,7 @@ class Supervisor {
   void OnExit(Child& child, const ChildExit& exit);
   void Restart(Child& child);
   void End(Child& child, absl::Status status);
-  void Terminate(Child& child);
+  void Terminate(Child& child, absl::Duration grace);
   void MaybeAllStopped();
 
   EventLoop& loop_;

@@ -27,6 +27,14 @@ namespace stillhouse {
 
 using ChosenVerb = std::function<absl::StatusOr<int>()>;
 
+void AddLocalVerb(CLI::App& app, ChosenVerb& chosen);
+void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen);
+void AddGetVerb(CLI::App& app, ChosenVerb& chosen);
+void AddDescribeVerb(CLI::App& app, ChosenVerb& chosen);
+void AddWatchVerb(CLI::App& app, ChosenVerb& chosen);
+void AddCancelVerb(CLI::App& app, ChosenVerb& chosen);
+void AddWorkersVerb(CLI::App& app, ChosenVerb& chosen);
+void AddLogsVerb(CLI::App& app, ChosenVerb& chosen);
 void AddVersionVerb(CLI::App& app, ChosenVerb& chosen);
 void AddHelpVerb(CLI::App& app, ChosenVerb& chosen);
 

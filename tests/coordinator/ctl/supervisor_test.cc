@@ -27,7 +27,6 @@ class SupervisorTest : public testing::Test {
                  }),
         supervisor_(loop_, {.backoff_first = absl::Milliseconds(1),
                             .backoff_max = absl::Milliseconds(2),
-                            .grace = absl::Milliseconds(100),
                             .ready_poll = absl::Milliseconds(1)}) {}
 
   std::string Path(const std::string& name) { return JoinPath(folder_.path(), name); }
@@ -122,7 +121,7 @@ TEST_F(SupervisorTest, T8_StopAllKillsWhatWillNotGo) {
                     {.ended = [&](absl::Status status) { ended += status.ok(); }});
   supervisor_.Start(deaf, {.ready =
                                [&] {
-                                 supervisor_.StopAll([&] {
+                                 supervisor_.StopAll(absl::Milliseconds(100), [&] {
                                    stopped = true;
                                    loop_.Stop();
                                  });
