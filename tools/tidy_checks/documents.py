@@ -1,4 +1,4 @@
-"""Links in Markdown files that lead nowhere."""
+"""Links in Markdown files that lead nowhere, and the edge table of docs/architecture.md."""
 
 import posixpath
 import re
@@ -6,7 +6,28 @@ import re
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
+EDGES = re.compile(r"<!-- edges: [^>]*-->\n(.*?)<!-- end of edges -->", re.S)
+
+
+def edge_table(edges):
+    """cmake/Layers.cmake as Markdown."""
+    lines = ["| library | may use |", "|---|---|"]
+    for name, used in edges.items():
+        lines.append(f"| `{name}` | {', '.join(f'`{other}`' for other in used) or '–'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _check_edge_table(tree):
+    path = "docs/architecture.md"
+    if path not in tree.paths:
+        return
+    match = EDGES.search(tree.text(path))
+    if not match or match.group(1) != edge_table(tree.edges):
+        yield path, 1, "its edge table is not that of cmake/Layers.cmake; it should be:\n" + edge_table(tree.edges)
+
+
 def check(tree):
+    yield from _check_edge_table(tree)
     known = set(tree.paths)
     folders = {posixpath.dirname(p) for p in known}
     folders |= {posixpath.dirname(f) for f in folders}

@@ -58,7 +58,7 @@ def _edge_findings(tree):
             allowed, where = tree.reachable(uses[path]), "its USES in CMakeLists.txt"
             allowed |= {own} if own else set()
         elif own:
-            allowed, where = tree.edges.get(own, set()) | {own}, "cmake/Layers.cmake"
+            allowed, where = {own, *tree.edges.get(own, ())}, "cmake/Layers.cmake"
         else:
             continue
         for line, header in _includes(tree, path):

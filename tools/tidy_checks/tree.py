@@ -74,11 +74,11 @@ class Tree:
         return [p for p in self.paths if p.endswith(".py")]
 
     def _edges(self):
-        """library → the libraries it may use, as cmake/Layers.cmake says."""
+        """library → the libraries it may use, in the order of cmake/Layers.cmake."""
         layers = self.text("cmake/Layers.cmake") if "cmake/Layers.cmake" in self.paths else ""
         edges = {}
         for name, used in re.findall(r"^set\(SH_EDGES_(\w+)\s+([^)]*)\)", layers, re.M):
-            edges[name] = set(re.findall(r"\w+", used))
+            edges[name] = re.findall(r"\w+", used)
         return edges
 
     @functools.cached_property
