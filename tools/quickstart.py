@@ -98,11 +98,13 @@ class Quickstart:
         self.recipe.write_text(text, encoding="utf-8")
 
     def json_of(self, *words):
-        """What a program prints as JSON; a failure ends the quickstart with the program's own line."""
+        """What a program prints as JSON; its progress and its errors go to the terminal."""
         done = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               text=True, check=False)
         if done.returncode != 0:
-            sys.exit(done.returncode)
+            print(f"quickstart: {pathlib.Path(words[0]).name} {words[1]} did not finish. Run it again: what was "
+                  "captured stays in the cache", file=sys.stderr)
+            sys.exit(done.returncode if done.returncode > 0 else 1)
         return json.loads(done.stdout)
 
     def run(self):
@@ -113,17 +115,13 @@ class Quickstart:
         if students.exists():
             print("quickstart: students/ of the last run is cleared; the cache stays", flush=True)
             shutil.rmtree(students)
-        print(f"quickstart: {self.ctl.name} local {self.recipe.relative_to(ROOT)}", flush=True)
+        print(f"quickstart: coordinatorctl local {shown(self.recipe)}", flush=True)
         started = time.monotonic()
-        code = subprocess.call([str(self.ctl), "local", str(self.recipe)], stdin=subprocess.DEVNULL)
-        if code != 0:
-            print("quickstart: it did not finish. Run it again: what was captured stays in the cache", file=sys.stderr)
-            sys.exit(code if code > 0 else 1)
+        result = self.json_of(self.ctl, "local", self.recipe, "-o", "json")
         seconds = time.monotonic() - started
-        state = self.json_of(self.ctl, "get", "--recipe", self.recipe, "-o", "json")
         cache = self.json_of(self.ctl, "cache", "du", f"job/{NAME}", "--dir", self.folder / "cache", "-o", "json")
         model = self.json_of(self.modelctl, "inspect", self.deps / "teacher" / TEACHER, "-o", "json")
-        return quickstart_report.make(state, cache, model, job=f"job/{NAME}", control="control", seconds=seconds)
+        return quickstart_report.make(result, cache, model, job=f"job/{NAME}", control="control", seconds=seconds)
 
 
 def shown(path):

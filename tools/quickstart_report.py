@@ -8,47 +8,40 @@ def find(entries, name, what):
     raise SystemExit(f"quickstart: coordinatorctl knows no {what} {name}")
 
 
-def number(entry, key):
-    """A count; JSON of protocol buffers has 64-bit integers as strings and leaves zeros out."""
-    return int(entry.get(key, 0))
-
-
 def student_row(run):
     """One student: what it is, what it reached on the held-out documents, and what it cost."""
-    final = run.get("final") or {}
-    last = run.get("last") or {}
-    if run.get("state") != "finished" or not final:
-        raise SystemExit(f"quickstart: {run['name']} is {run.get('state')}, not finished")
+    final = run["final"]
+    if run["state"] != "finished" or final is None:
+        raise SystemExit(f"quickstart: {run['name']} is {run['state']}, not finished")
     return {
         "name": run["name"].rsplit("/", 1)[-1],
-        "params": number(last, "parameters"),
+        "params": run["params"],
         "ranks": 1,
-        "steps": number(final, "step"),
+        "steps": run["steps"],
         "perplexity": final["perplexity"],
-        "kl_to_teacher": final["kl"],
+        "kl_to_teacher": final["kl_to_teacher"],
         "agreement": final["agreement"],
-        "seconds": float(last.get("seconds", 0)),
-        "teacher_forward_tokens": number(run, "teacher_rows_charged"),
-        "kl_se": final.get("kl_se", 0.0),
-        "agreement_se": final.get("agreement_se", 0.0),
+        "seconds": run["seconds"],
+        "teacher_forward_tokens": run["teacher_forward_tokens"],
+        "kl_se": final["kl_se"],
+        "agreement_se": final["agreement_se"],
     }
 
 
-def make(state, cache, model, job, control, seconds):
-    """report.json as a dict. `state` is `coordinatorctl get`, `cache` is `cache du`, `model` is `inspect`."""
-    status = find(state["jobs"], job, "job")
-    runs = [run for run in state["runs"] if run["name"].split("/")[1] == job.split("/")[1]]
+def make(result, cache, model, job, control, seconds):
+    """report.json as a dict, from the JSON of `coordinatorctl local`, `cache du` and `modelctl inspect`."""
+    status = find(result["jobs"], job, "job")
+    runs = [run for run in result["runs"] if run["name"].split("/")[1] == job.split("/")[1]]
     rows = [student_row(run) for run in runs]
-    capture_seconds = float(status.get("capture_seconds", 0))
-    phases = {"capture": capture_seconds}
+    phases = {"capture": status["capture_seconds"]}
     phases.update({f"student {row['name']}": row["seconds"] for row in rows})
     phases["everything"] = seconds
     return {
-        "teacher": {
-            "params": int(model["parameters"]),
-            "perplexity": runs[0]["final"]["teacher_perplexity"],
+        "teacher": {"params": model["parameters"], "perplexity": runs[0]["final"]["teacher_perplexity"]},
+        "capture": {
+            "teacher_forward_tokens": status["teacher_forward_tokens"],
+            "seconds": status["capture_seconds"],
         },
-        "capture": {"teacher_forward_tokens": number(status, "rows_computed"), "seconds": capture_seconds},
         "students": [row for row in rows if row["name"] != control],
         "control": find(rows, control, "run"),
         "cache": cache_sizes(cache),
@@ -58,15 +51,16 @@ def make(state, cache, model, job, control, seconds):
 
 def cache_sizes(du):
     """Bytes of the training sections with their records and index, and what is kept beside them."""
-    stored = number(du, "training_bytes") + number(du, "index_bytes")
-    tokens = number(du, "training_rows")
+    training, held_out = du["training"], du["held_out"]
+    stored = training["record_bytes"] + training["index_bytes"]
+    tokens = training["tokens"]
     return {
-        "documents": number(du, "documents"),
+        "documents": training["documents"],
         "tokens": tokens,
         "bytes": stored,
         "bytes_per_token": stored / tokens if tokens else 0.0,
-        "artefact_bytes": number(du, "artefact_bytes"),
-        "held_out_bytes": number(du, "held_out_bytes"),
+        "artefact_bytes": du["artefact_bytes"],
+        "held_out_bytes": held_out["record_bytes"] + held_out["index_bytes"],
     }
 
 

@@ -83,12 +83,16 @@ class Tree:
 
     @functools.cached_property
     def _library_folders(self):
-        """folder → the library that its CMakeLists.txt makes."""
+        """folder → the library whose sources lie in it."""
         folders = {name: name for name in self.edges}
+        made = {}
         for cmake, command, words in self.commands():
             if command == "sh_library" and words:
-                folders[str(pathlib.PurePosixPath(cmake).parent)] = words[0]
-        return folders
+                home = pathlib.PurePosixPath(cmake).parent
+                sources = [word for word in words[1:] if word.endswith((".cc", ".cu"))] or ["x.cc"]
+                for source in sources:
+                    made.setdefault(str((home / source).parent), words[0])
+        return {**folders, **made}
 
     def library_of(self, path):
         """The library whose folder holds the file; None outside the library folders."""

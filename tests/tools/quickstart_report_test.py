@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""tools/quickstart_report.py: the shape of report.json, and what it refuses."""
+
+import copy
+import pathlib
+import sys
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
+
+import quickstart_report  # noqa: E402
+
+
+def run_of(name, kl, tokens):
+    return {"name": f"run/handbook/{name}", "state": "finished", "steps": 40, "seconds": 70.5, "params": 1000,
+            "teacher_forward_tokens": tokens,
+            "final": {"step": 40, "perplexity": 90.0, "teacher_perplexity": 29.0, "kl_to_teacher": kl, "kl_se": 0.02,
+                      "agreement": 0.38, "agreement_se": 0.004}}
+
+
+RESULT = {
+    "jobs": [{"name": "job/handbook", "teacher_forward_tokens": 5000, "capture_seconds": 12.25}],
+    "runs": [run_of("half", 1.4, 5000), run_of("large", 1.1, 0), run_of("control", 1.6, 0)],
+}
+CACHE = {
+    "training": {"documents": 10, "tokens": 4000, "record_bytes": 100_000, "index_bytes": 20_000},
+    "held_out": {"documents": 1, "tokens": 200, "record_bytes": 7000, "index_bytes": 100},
+    "artefact_bytes": 999,
+}
+MODEL = {"parameters": 134_515_008}
+
+
+def make(result=None):
+    return quickstart_report.make(result or RESULT, CACHE, MODEL, job="job/handbook", control="control", seconds=300.0)
+
+
+class QuickstartReportTest(unittest.TestCase):
+    def test_shape(self):
+        report = make()
+        row = {"name", "params", "ranks", "steps", "perplexity", "kl_to_teacher", "agreement", "seconds",
+               "teacher_forward_tokens", "kl_se", "agreement_se"}
+        self.assertEqual(set(report), {"teacher", "capture", "students", "control", "cache", "phases"})
+        self.assertEqual([student["name"] for student in report["students"]], ["half", "large"])
+        for student in report["students"] + [report["control"]]:
+            self.assertEqual(set(student), row)
+        self.assertEqual(report["teacher"], {"params": 134_515_008, "perplexity": 29.0})
+        self.assertEqual(report["capture"], {"teacher_forward_tokens": 5000, "seconds": 12.25})
+        self.assertEqual(report["cache"], {"documents": 10, "tokens": 4000, "bytes": 120_000, "bytes_per_token": 30.0,
+                                           "artefact_bytes": 999, "held_out_bytes": 7100})
+        self.assertEqual(report["phases"]["capture"], 12.25)
+        self.assertEqual(report["phases"]["everything"], 300.0)
+
+    def test_unfinished_student_is_no_report(self):
+        result = copy.deepcopy(RESULT)
+        result["runs"][1]["state"] = "training"
+        with self.assertRaisesRegex(SystemExit, "run/handbook/large is training"):
+            make(result)
+
+    def test_table_has_a_line_for_each(self):
+        text = quickstart_report.table(make())
+        for words in ("teacher ", "half ", "large ", "control ", "1.400 ± 0.020", "38.0 ± 0.4 %", "30.0 bytes a token"):
+            self.assertIn(words, text)
+
+
+if __name__ == "__main__":
+    unittest.main()
