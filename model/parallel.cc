@@ -11,5 +11,6 @@ void ParallelFor(int64_t begin, int64_t end, int64_t grain,
 
 void SetComputeThreads(int threads) { at::set_num_threads(threads); }
 int ComputeThreads() { return at::get_num_threads(); }
+void AdoptComputeThreads() { at::init_num_threads(); }
 
 }  // namespace stillhouse

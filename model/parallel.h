@@ -17,5 +17,7 @@ void ParallelFor(int64_t begin, int64_t end, int64_t grain,
 // use.
 void SetComputeThreads(int threads);
 int ComputeThreads();
+// Called first on a thread that will run the model: OpenMP keeps its number of threads per thread.
+void AdoptComputeThreads();
 
 }  // namespace stillhouse

@@ -7,7 +7,8 @@
 
 // Compiles a function for three levels of x86-64 and picks one when the program loads. Helpers
 // called from it must be SH_INLINE, or they would be compiled for the lowest level only.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define SH_DISPATCHED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SH_DISPATCHED

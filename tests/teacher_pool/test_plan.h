@@ -22,7 +22,8 @@ struct TestPlanOptions {
   size_t held_out_documents = 0;  // the last of them
 };
 
-inline std::shared_ptr<const Plan> MakeTestPlan(const TestPlanOptions& options) {
+// The bytes of the plan's file.
+inline std::shared_ptr<const std::string> MakeTestPlanBytes(const TestPlanOptions& options) {
   auto folder = TempFolder::Create("plan");
   SH_CHECK_OK(folder.status());
   PlanWriter::Options writer_options;
@@ -50,7 +51,11 @@ inline std::shared_ptr<const Plan> MakeTestPlan(const TestPlanOptions& options) 
   SH_CHECK_OK(written.status());
   auto bytes = ReadFile(written->path);
   SH_CHECK_OK(bytes.status());
-  auto plan = ParsePlan(std::make_shared<const std::string>(*std::move(bytes)));
+  return std::make_shared<const std::string>(*std::move(bytes));
+}
+
+inline std::shared_ptr<const Plan> MakeTestPlan(const TestPlanOptions& options) {
+  auto plan = ParsePlan(MakeTestPlanBytes(options));
   SH_CHECK_OK(plan.status());
   return *std::move(plan);
 }

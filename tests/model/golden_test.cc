@@ -1,0 +1,75 @@
+// Logits against those of `transformers`, written by tools/golden/*.py.
+#include <cmath>
+#include <cstring>
+#include <string>
+
+#include "ATen/ATen.h"
+#include "absl/strings/str_cat.h"
+#include "c10/core/GradMode.h"
+#include "common/file.h"
+#include "common/status.h"
+#include "formats/safetensors.h"
+#include "gtest/gtest.h"
+#include "model/decoder.h"
+
+namespace stillhouse {
+namespace {
+
+at::Tensor ReadInts(const SafetensorsFile& file, const std::string& name) {
+  const SafetensorsTensor* tensor = file.Find(name);
+  SH_CHECK(tensor != nullptr && tensor->dtype == "I64", name);
+  at::Tensor ints = at::empty(tensor->shape, at::kLong);
+  std::memcpy(ints.mutable_data_ptr(), file.Bytes(*tensor).data(), file.Bytes(*tensor).size());
+  return ints;
+}
+
+at::Tensor ReadFloats(const SafetensorsFile& file, const std::string& name) {
+  const SafetensorsTensor* tensor = file.Find(name);
+  SH_CHECK(tensor != nullptr, name);
+  at::Tensor floats = at::empty(tensor->shape, at::kFloat);
+  SH_CHECK_OK(file.ReadF32(*tensor, absl::MakeSpan(floats.mutable_data_ptr<float>(),
+                                                   static_cast<size_t>(floats.numel()))));
+  return floats;
+}
+
+// Largest difference over the largest logit, for every prompt of the golden file.
+void ExpectGoldenLogits(const std::string& model, const std::string& golden, double tolerance) {
+  const c10::NoGradGuard no_grad;
+  const auto files = OpenModelFiles(model);
+  ASSERT_TRUE(files.ok()) << files.status();
+  const auto weights = LoadDecoder(*files, at::kFloat);
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  const auto expected = SafetensorsFile::Open(golden);
+  ASSERT_TRUE(expected.ok()) << expected.status();
+  int prompts = 0;
+  for (; (*expected)->Find(absl::StrCat("ids.", prompts)) != nullptr; ++prompts) {
+    at::Tensor ids = ReadInts(**expected, absl::StrCat("ids.", prompts)).flatten();
+    const auto hidden = ForwardHidden(*weights, {ids, {ids.size(0)}});
+    ASSERT_TRUE(hidden.ok()) << hidden.status();
+    at::Tensor states = *hidden;
+    const std::string positions = absl::StrCat("positions.", prompts);
+    if ((*expected)->Find(positions) != nullptr) {
+      states = states.index({ReadInts(**expected, positions)});
+    }
+    const at::Tensor want = ReadFloats(**expected, absl::StrCat("logits.", prompts));
+    const at::Tensor got = at::matmul(states, HeadWeight(*weights).t()).reshape(want.sizes());
+    const double error = ((got - want).abs().max() / want.abs().max()).item<double>();
+    EXPECT_LT(error, tolerance) << "prompt " << prompts;
+  }
+  EXPECT_GT(prompts, 0);
+}
+
+TEST(GoldenTest, TinyLlama) {
+  const std::string folder = SH_TEST_SOURCE_DIR "/tests/model/golden/tiny_llama";
+  ExpectGoldenLogits(folder, folder + "/logits.safetensors", 1e-5);
+}
+
+TEST(GoldenTest, SmolLm2) {
+  const std::string model = SH_TEST_DEPS_DIR "/teacher/SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!PathExists(model)) GTEST_SKIP() << model << " is not there: run `make deps`";
+  ExpectGoldenLogits(model, SH_TEST_SOURCE_DIR "/tests/model/golden/smollm2_logits.safetensors",
+                     1e-5);
+}
+
+}  // namespace
+}  // namespace stillhouse
