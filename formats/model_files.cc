@@ -49,7 +49,7 @@ absl::Status NotThere(const std::string& path) {
   return absl::NotFoundError(absl::StrCat(
       path,
       ": no such folder here. If it is a model of the Hugging Face hub, download it first: "
-      "`huggingface-cli download ",
+      "`hf download ",
       path, " --local-dir ", path,
       "` (a model is looked for at the path given, nowhere else; nothing is downloaded by "
       "itself)"));

@@ -175,7 +175,7 @@ absl::StatusOr<std::shared_ptr<const Regex>> Regex::CompilePcre(absl::string_vie
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C | options,
+                                   PCRE2_UTF | options,
                                    &error, &offset, nullptr);
   if (code == nullptr) {
     return absl::InvalidArgumentError(
@@ -198,7 +198,7 @@ absl::StatusOr<std::shared_ptr<const Regex>> Regex::Compile(absl::string_view pa
         absl::StrCat("a pattern of ", pattern.size(), " bytes is too long, or not UTF-8"));
   }
   SH_ASSIGN_OR_RETURN(const std::string rewritten, Rewriter(pattern).Run());
-  return CompilePcre(rewritten, 0);
+  return CompilePcre(rewritten, PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C);
 }
 
 absl::StatusOr<std::shared_ptr<const Regex>> Regex::Literal(absl::string_view text) {
@@ -210,7 +210,7 @@ absl::StatusOr<std::shared_ptr<const Regex>> Regex::Literal(absl::string_view te
 
 std::shared_ptr<const Regex> Regex::Digits(bool individually) {
   auto regex = CompilePcre(
-      absl::StrCat("[", NumberClass(), kNewRustNumbers, "]", individually ? "" : "+"), 0);
+      absl::StrCat("[", NumberClass(), kNewRustNumbers, "]", individually ? "" : "+"), PCRE2_UCP);
   SH_CHECK_OK(regex);
   return *std::move(regex);
 }
