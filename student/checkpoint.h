@@ -1,0 +1,77 @@
+// Checkpoints of a run, on disk.
+//
+//   <run folder>/checkpoints/step-<n>.<run epoch>.<nonce>/
+//     rank-<r>-of-<n>.state   magic "SHSTATE1", u64 elements, u64 begin, u64 end, 32 zero bytes,
+//     then
+//                             masters, first and second moments of [begin, end): fp32, little
+//                             endian
+//     MANIFEST.json           sizes and SHA-256 of the files, layout, where the run stood, the
+//     run's
+//                             hash, and last "digest": SHA-256 of all of it but that line
+//
+// Durability: written in a folder that ends in ".tmp", each file fsynced, the manifest last, then
+// renamed, then the parent fsynced. A checkpoint counts once the coordinator has journaled its
+// name: one that was renamed but never committed is a leftover, removed later. Owner: one process
+// per run (older ones are fenced by the coordinator). Not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/statusor.h"
+#include "common/digest.h"
+#include "student/data_cursor.h"
+#include "student/student_state.h"
+
+namespace stillhouse {
+
+// Where a run stands, besides its buffers.
+struct RunProgress {
+  uint64_t step = 0;  // updates done
+  DataPosition data;  // the next document
+  uint64_t seed = 0;
+  Digest run_hash;
+  std::vector<int64_t> teacher_layers;  // that the student started from
+  double seconds = 0;                   // of work, over all starts
+  double waited_s = 0;                  // of them, for the teacher
+  // Early stopping: the best value seen, when it was, and how many evaluations since did no better.
+  double best = 0;
+  uint64_t best_step = 0;
+  uint64_t evaluations = 0, evaluations_without_gain = 0;
+
+  friend bool operator==(const RunProgress&, const RunProgress&) = default;
+};
+
+class CheckpointStore {
+ public:
+  // What a test may make fail: called with "folder", "shard", "manifest", "rename", "sync" before
+  // the step of that name; an error stops the writing there and then, as a crash would.
+  using Fault = absl::AnyInvocable<absl::Status(absl::string_view step)>;
+
+  explicit CheckpointStore(std::string run_folder, Fault fault = nullptr);
+
+  // Writes one, durable when it returns its name. ResourceExhausted when the disk is full: the
+  // unfinished folder is then removed.
+  absl::StatusOr<std::string> Write(const RunProgress& progress, const StudentState& state,
+                                    uint64_t run_epoch);
+  // Reads one back into `state`, bit for bit. NotFound; DataLoss, naming the file, for anything
+  // that is not as it was written; FailedPrecondition for another run's, or another layout.
+  absl::StatusOr<RunProgress> Read(const std::string& name, const Digest& run_hash,
+                                   StudentState* state) const;
+  // Complete folders, highest step first, then latest epoch first.
+  absl::StatusOr<std::vector<std::string>> List() const;
+  // Removes unfinished folders, and all but the newest `keep` of the others; never `committed`.
+  absl::Status Prune(const std::string& committed, size_t keep);
+
+ private:
+  absl::Status At(absl::string_view step);
+  absl::Status WriteInto(const std::string& folder, const RunProgress& progress,
+                         const StudentState& state);
+
+  const std::string folder_;  // <run folder>/checkpoints
+  Fault fault_;
+};
+
+}  // namespace stillhouse

@@ -1,0 +1,91 @@
+#include "student/data_cursor.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/status.h"
+#include "dataset/data_order.h"
+
+namespace stillhouse {
+namespace {
+
+std::shared_ptr<const std::vector<uint32_t>> Order(const Plan& plan, uint64_t seed,
+                                                   uint64_t epoch) {
+  return std::make_shared<const std::vector<uint32_t>>(EpochOrder(plan, seed, epoch));
+}
+
+}  // namespace
+
+DataCursor::DataCursor(std::shared_ptr<const Plan> plan, uint64_t seed, DataPosition position)
+    : plan_(std::move(plan)),
+      seed_(seed),
+      position_(position),
+      order_(Order(*plan_, seed_, position_.epoch)) {
+  SH_CHECK(position_.index < order_->size(), "position ", position_.index, " of ", order_->size());
+}
+
+void DataCursor::Advance() {
+  if (++position_.index < order_->size()) return;
+  position_ = {position_.epoch + 1, 0};
+  order_ = Order(*plan_, seed_, position_.epoch);
+}
+
+std::vector<uint32_t> TakeStep(const Plan& plan, DataCursor& cursor, uint64_t rows_max) {
+  std::vector<uint32_t> documents;
+  uint64_t rows = 0;
+  for (;;) {
+    const uint32_t document = cursor.document();
+    rows += plan.document(document).rows();
+    if (rows > rows_max) break;
+    documents.push_back(document);
+    cursor.Advance();
+  }
+  SH_CHECK(!documents.empty(), "a document is longer than a step");
+  return documents;
+}
+
+DocumentList StepDocuments(std::shared_ptr<const Plan> plan, DataCursor cursor, uint64_t steps,
+                           uint64_t rows_max) {
+  std::vector<uint32_t> step;
+  size_t next = 0;
+  return [=]() mutable -> std::optional<uint32_t> {
+    if (next == step.size()) {
+      if (steps == 0) return std::nullopt;
+      step = TakeStep(*plan, cursor, rows_max);
+      next = 0;
+      --steps;
+    }
+    return step[next++];
+  };
+}
+
+DocumentList HeldOutDocuments(const Plan& plan) {
+  const uint32_t end = plan.document_count();
+  uint32_t next = end;
+  if (plan.training_chunk_count() < plan.chunk_count()) {
+    next = plan.chunk(plan.training_chunk_count()).begin;
+  }
+  return [next, end]() mutable -> std::optional<uint32_t> {
+    if (next == end) return std::nullopt;
+    return next++;
+  };
+}
+
+absl::Status CheckPlanFits(const Plan& plan, uint64_t step_rows, uint64_t micro_rows) {
+  if (plan.training_chunk_count() == 0 || plan.training_rows() == 0) {
+    return absl::FailedPreconditionError(
+        "the plan has no training documents: add sources or lower dataset.held_out");
+  }
+  const uint64_t limit = std::min(step_rows, micro_rows);
+  for (uint32_t i = 0; i < plan.document_count(); ++i) {
+    const uint64_t rows = plan.document(i).rows();
+    if (rows > limit) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "document ", i, " has ", rows, " rows, but batch.tokens is ", step_rows,
+          " and batch.micro_batch is ", micro_rows, ": raise them or lower dataset.max_tokens"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace stillhouse

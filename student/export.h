@@ -1,0 +1,17 @@
+// Export: a trained student as a Hugging Face folder.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "student/run_context.h"
+#include "student/student_state.h"
+
+namespace stillhouse {
+
+// Writes `<output>/<student>/`, or `<output>/<student>-<hash8>/` where that is another run's, and
+// returns the folder. It appears whole, by rename. `<run folder>/export.json` names it beforehand,
+// so that an export that was complete before a crash is found again and not made twice.
+absl::StatusOr<std::string> ExportStudent(const RunContext& context, const StudentState& state);
+
+}  // namespace stillhouse

@@ -1,0 +1,288 @@
+#include "student/prefetcher.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/status.h"
+#include "storage/codec.h"
+#include "student/run_stop.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr size_t kQueueDocumentsMax = 2048;  // looked ahead for the coordinator's sake; ids only
+constexpr size_t kWantChunksMax = 64;        // of one question: about a million rows of demand
+constexpr int kFetchesInFlightMax = 4;       // hides the latency of one behind the others
+constexpr size_t kFetchDocumentsMax = 32;
+constexpr uint64_t kFetchBytesMax = 4ull << 20;  // of plain rows; a stored part is smaller
+constexpr int kMissingMax = 5;                   // then what was called durable is called lost
+constexpr absl::Duration kRetryMin = absl::Milliseconds(20);
+constexpr absl::Duration kRetryMax = absl::Seconds(10);
+constexpr absl::Duration kFarAway = absl::Hours(1);  // before the first step's speed is known
+
+}  // namespace
+
+struct Prefetcher::Fetch {
+  struct Piece {
+    uint64_t serial = 0;  // of the document in the queue
+    SectionSpec spec;
+    PartKey key;
+    uint32_t rows = 0;
+  };
+  std::vector<uint64_t> serials;
+  std::vector<Piece> pieces;
+};
+
+Prefetcher::Prefetcher(Executor& executor, RunClient& run, CacheClient& cache,
+                       std::shared_ptr<const Plan> plan, PrefetchOptions options,
+                       absl::AnyInvocable<std::optional<uint32_t>()> next)
+    : executor_(executor),
+      run_(run),
+      cache_(cache),
+      plan_(std::move(plan)),
+      options_(std::move(options)),
+      next_(std::move(next)),
+      self_(std::make_shared<Prefetcher*>(this)) {}
+
+Prefetcher::~Prefetcher() {
+  if (retry_timer_ != 0) executor_.Cancel(retry_timer_);
+}
+
+void Prefetcher::Take(size_t count, TakeCallback done) {
+  SH_CHECK(take_done_ == nullptr && count > 0);
+  take_count_ = count;
+  take_done_ = std::move(done);
+  Pump();
+}
+
+void Prefetcher::Fail(absl::Status why) {
+  SH_CHECK(!why.ok());
+  if (failed_.ok()) failed_ = std::move(why);
+  Deliver();
+}
+
+void Prefetcher::Pump() {
+  if (failed_.ok()) {
+    FillQueue();
+    AskForChunks();
+    StartFetches();
+  }
+  Deliver();
+}
+
+void Prefetcher::FillQueue() {
+  while (!at_end_ && queue_.size() < std::max(kQueueDocumentsMax, take_count_)) {
+    const std::optional<uint32_t> document = next_();
+    if (!document.has_value()) {
+      at_end_ = true;
+      return;
+    }
+    const PlanDocument planned = plan_->document(*document);
+    Entry entry;
+    entry.targets.document = *document;
+    entry.chunk = planned.chunk;
+    entry.rows = planned.rows();
+    if (options_.sections.empty()) entry.state = State::kReady;
+    queue_.push_back(std::move(entry));
+  }
+}
+
+void Prefetcher::AskForChunks() {
+  if (want_in_flight_ || options_.sections.empty()) return;
+  std::vector<WantItem> items;
+  bool anything_new = false;
+  uint64_t rows = 0;
+  std::map<uint32_t, bool> listed;
+  for (const Entry& entry : queue_) {
+    if (items.size() == kWantChunksMax) break;
+    const ChunkState& chunk = Chunk(entry.chunk);
+    if (!chunk.watch.durable() && !listed[entry.chunk]) {
+      listed[entry.chunk] = true;
+      anything_new = anything_new || !chunk.asked;
+      const bool now = rows < options_.read_ahead_rows;
+      const absl::Duration within = rows_per_s_ > 0
+                                        ? absl::Seconds(static_cast<double>(rows) / rows_per_s_)
+                                        : (now ? absl::ZeroDuration() : kFarAway);
+      items.push_back({entry.chunk, within});
+    }
+    rows += entry.rows;
+  }
+  if (items.empty() || (!anything_new && retry_timer_ != 0)) return;
+  if (retry_timer_ != 0) executor_.Cancel(retry_timer_);
+  retry_timer_ = 0;
+  for (const WantItem& item : items) Chunk(item.chunk).asked = true;
+  want_in_flight_ = true;
+  run_.Want(items, [weak = std::weak_ptr<Prefetcher*>(self_),
+                    items](absl::StatusOr<WantAnswer> answer) mutable {
+    if (const auto self = weak.lock()) (*self)->OnWantAnswer(items, std::move(answer));
+  });
+}
+
+void Prefetcher::OnWantAnswer(const std::vector<WantItem>& items,
+                              absl::StatusOr<WantAnswer> answer) {
+  want_in_flight_ = false;
+  if (!answer.ok()) {
+    const absl::Status status = Annotate(answer.status(), "asking the coordinator for chunks");
+    return Fail(absl::IsAborted(status) ? StopStatus(RunStop::kSuperseded, status.message())
+                                        : status);
+  }
+  if (answer->cancelled) {
+    return Fail(StopStatus(RunStop::kCancelled, "the run was cancelled"));
+  }
+  if (answer->states.size() != items.size()) {
+    return Fail(absl::InternalError(absl::StrCat("the coordinator answered ", answer->states.size(),
+                                                 " of ", items.size(), " chunks")));
+  }
+  const absl::Duration now = executor_.clock().Now();
+  for (size_t i = 0; i < items.size(); ++i) {
+    Chunk(items[i].chunk).watch.Note(answer->states[i], now);
+  }
+  const absl::Duration delay = std::clamp(answer->retry, kRetryMin, kRetryMax);
+  retry_timer_ = executor_.PostAfter(delay, [weak = std::weak_ptr<Prefetcher*>(self_)] {
+    if (const auto self = weak.lock()) {
+      (*self)->retry_timer_ = 0;
+      (*self)->Pump();
+    }
+  });
+  Pump();
+}
+
+Prefetcher::ChunkState& Prefetcher::Chunk(uint32_t chunk) {
+  return chunks_.try_emplace(chunk, ChunkState{ChunkWatch(chunk, options_.needs_teacher_grace)})
+      .first->second;
+}
+
+// Rows at the head of the queue that may be in memory.
+uint64_t Prefetcher::RowsWanted() const {
+  uint64_t rows = 0;
+  for (size_t i = 0; i < std::min(take_count_, queue_.size()); ++i) rows += queue_[i].rows;
+  return std::max(rows, options_.read_ahead_rows);
+}
+
+void Prefetcher::StartFetches() {
+  const uint64_t allowed = RowsWanted();
+  while (fetches_ < kFetchesInFlightMax && StartFetch(allowed)) {
+  }
+}
+
+bool Prefetcher::StartFetch(uint64_t rows_allowed) {
+  auto fetch = std::make_shared<Fetch>();
+  std::vector<PartKey> keys;
+  uint64_t rows = 0, bytes = 0;
+  for (size_t i = 0; i < queue_.size() && rows + queue_[i].rows <= rows_allowed; ++i) {
+    Entry& entry = queue_[i];
+    rows += entry.rows;
+    if (entry.state != State::kWaiting) continue;
+    if (!Chunk(entry.chunk).watch.durable()) continue;
+    if (fetch->serials.size() == kFetchDocumentsMax || bytes >= kFetchBytesMax) break;
+    entry.state = State::kFetching;
+    fetch->serials.push_back(first_serial_ + i);
+    const Digest document = plan_->document(entry.targets.document).key;
+    for (const SectionSpec& spec : options_.sections) {
+      const Digest section = SectionKey(options_.teacher, document, spec);
+      const uint32_t step = spec.RowsPerPart();
+      for (uint32_t begin = 0; begin < entry.rows; begin += step) {
+        const uint32_t count = std::min(step, entry.rows - begin);
+        fetch->pieces.push_back({first_serial_ + i, spec, {section, begin}, count});
+        keys.push_back({section, begin});
+        bytes += kPartBytesMax / step * count;
+      }
+    }
+  }
+  if (fetch->serials.empty()) return false;
+  ++fetches_;
+  cache_.Get(std::move(keys), [weak = std::weak_ptr<Prefetcher*>(self_), fetch](
+                                  absl::StatusOr<std::vector<std::optional<Part>>> parts) mutable {
+    if (const auto self = weak.lock()) (*self)->OnFetched(fetch, std::move(parts));
+  });
+  return true;
+}
+
+void Prefetcher::OnFetched(std::shared_ptr<Fetch> fetch,
+                           absl::StatusOr<std::vector<std::optional<Part>>> parts) {
+  --fetches_;
+  if (!parts.ok()) return Fail(Annotate(parts.status(), "reading from the cache"));
+  if (parts->size() != fetch->pieces.size()) {
+    return Fail(absl::InternalError("the cache answered another number of parts than asked"));
+  }
+  const absl::Status status = Decode(*fetch, *parts);
+  if (!status.ok()) return Fail(status);
+  Pump();
+}
+
+absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Part>>& parts) {
+  for (const uint64_t serial : fetch.serials) {
+    queue_[serial - first_serial_].state = State::kReady;  // unless a piece of it is missing
+  }
+  for (size_t i = 0; i < fetch.pieces.size(); ++i) {
+    const Fetch::Piece& piece = fetch.pieces[i];
+    Entry& entry = queue_[piece.serial - first_serial_];
+    if (entry.state == State::kWaiting) continue;
+    const std::string what =
+        absl::StrCat("document ", entry.targets.document, " section ", piece.spec.Name());
+    if (!parts[i].has_value()) {
+      entry.state = State::kWaiting;
+      entry.targets = {entry.targets.document, {}, {}, {}};
+      // Asked again, whoever said that it was durable may find out.
+      ChunkState& chunk = Chunk(entry.chunk);
+      chunk.watch.Note(
+          ++chunk.missing > kMissingMax ? ChunkAvailability::kLost : ChunkAvailability::kPending,
+          executor_.clock().Now());
+      continue;
+    }
+    if (parts[i]->row_count != piece.rows) {
+      return absl::DataLossError(
+          absl::StrCat(what, ": a part has ", parts[i]->row_count, " rows, expected ", piece.rows));
+    }
+    DocumentTargets& targets = entry.targets;
+    absl::Status status;
+    switch (piece.spec.kind) {
+      case SectionKind::kStats:
+        status = DecodeStats(parts[i]->payload, piece.rows, &targets.stats);
+        break;
+      case SectionKind::kLogitsSampled:
+        targets.sampled.draws = piece.spec.draws;
+        status =
+            DecodeSampled(parts[i]->payload, piece.rows, plan_->vocabulary(), &targets.sampled);
+        break;
+      case SectionKind::kHiddenLast:
+        targets.hidden.hidden_size = piece.spec.hidden_size;
+        status = DecodeHidden(parts[i]->payload, piece.rows, &targets.hidden);
+        break;
+    }
+    SH_RETURN_IF_ERROR_AT(status, what);
+  }
+  return absl::OkStatus();
+}
+
+void Prefetcher::Deliver() {
+  if (take_done_ == nullptr) return;
+  if (!failed_.ok()) {
+    auto done = std::exchange(take_done_, nullptr);
+    return done(failed_);
+  }
+  const size_t count = at_end_ ? std::min(take_count_, queue_.size()) : take_count_;
+  if (queue_.size() < count) return;
+  for (size_t i = 0; i < count; ++i) {
+    if (queue_[i].state == State::kReady) continue;
+    const absl::Status problem = Chunk(queue_[i].chunk).watch.problem();
+    if (!problem.ok()) Fail(problem);
+    return;
+  }
+  std::vector<DocumentTargets> taken;
+  taken.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    taken.push_back(std::move(queue_.front().targets));
+    queue_.pop_front();
+  }
+  first_serial_ += count;
+  take_count_ = 0;
+  // Reading ahead goes on by itself: `done` may take its time, destroy this object, or call Take.
+  executor_.Post([weak = std::weak_ptr<Prefetcher*>(self_)] {
+    if (const auto self = weak.lock()) (*self)->Pump();
+  });
+  auto done = std::exchange(take_done_, nullptr);
+  done(std::move(taken));
+}
+
+}  // namespace stillhouse

@@ -1,0 +1,59 @@
+// StudentModel: one model and how it makes gradients, behind one interface, so that gradients made
+// by autograd and gradients planned by hand are the same to a trainer.
+//
+// Owner: the model owns its scratch; weights and gradients lie in flat buffers of the caller (laid
+// out by layout()), which must outlive it. Threads: one at a time; inside, ATen's threads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ATen/core/Tensor.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/tensor_view.h"
+#include "formats/model_config.h"
+#include "sharding/flat_layout.h"
+#include "student/losses/head_loss.h"
+#include "student/packing.h"
+
+namespace stillhouse {
+
+// The flat order of a model's parameters: reverse order of use, the embedding (and with it a tied
+// head) last, for its gradient is complete only at the end of a backward pass.
+FlatLayout StudentLayout(const ModelConfig& config);
+
+class StudentModel {
+ public:
+  virtual ~StudentModel() = default;
+  virtual const ModelConfig& config() const = 0;
+
+  // Forward and backward over one micro-batch. Term k of the loss enters as coefficients[k] times
+  // the sum of its rows. Adds the gradient to `gradients` (fp32, the whole flat buffer), or
+  // overwrites every parameter's part of it where `first`. values[k][r] becomes term k on loss row
+  // r. REQUIRES: the batch has loss rows.
+  virtual absl::Status AddGradients(const MicroBatch& batch, absl::Span<const double> coefficients,
+                                    bool first, absl::Span<float> gradients,
+                                    std::vector<std::vector<float>>* values) = 0;
+
+  // The states after the final norm of each token, [T, H] in the compute dtype, without gradients.
+  virtual absl::StatusOr<at::Tensor> Hidden(const std::vector<int64_t>& ids,
+                                            const std::vector<int64_t>& lengths) = 0;
+  virtual at::Tensor Head() const = 0;  // [V, H] in the compute dtype
+};
+
+struct StudentLossOptions {
+  std::vector<LossTerm> terms;
+  int64_t vocabulary = 0;   // the tokenizer's size
+  at::Tensor teacher_head;  // compute dtype; for exact terms only
+};
+
+// Gradients by autograd through the decoder, with the head and the losses fused
+// (losses/head_loss.h). `weights` is the flat buffer of what the forward pass reads: fp32 or bf16.
+absl::StatusOr<std::unique_ptr<StudentModel>> MakeAutogradStudent(const ModelConfig& config,
+                                                                  const TensorView& weights,
+                                                                  const StudentLossOptions& loss);
+
+}  // namespace stillhouse

@@ -1,0 +1,72 @@
+#include "tests/student/small_student.h"
+
+#include "ATen/ops/empty.h"
+#include "common/random.h"
+#include "common/status.h"
+#include "model/parallel.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr int64_t kVocabulary = 53;
+
+at::Tensor TeacherHead(at::ScalarType dtype) {
+  at::Tensor head = at::empty({57, 12}, at::TensorOptions().dtype(at::kFloat));
+  RandomStream random(77);
+  for (int64_t i = 0; i < head.numel(); ++i) {
+    head.mutable_data_ptr<float>()[i] = static_cast<float>(random.NextNormal() * 0.5);
+  }
+  return head.to(dtype);
+}
+
+}  // namespace
+
+ModelConfig SmallConfig(bool tied) {
+  ModelConfig config;
+  config.vocab_size = 61;
+  config.hidden_size = 16;
+  config.intermediate_size = 24;
+  config.layers = 2;
+  config.heads = 4;
+  config.kv_heads = 2;
+  config.head_dim = 4;
+  config.max_positions = 64;
+  config.tie_embeddings = tied;
+  SH_CHECK_OK(config.Validate());
+  return config;
+}
+
+SmallStudent::SmallStudent(std::vector<LossTerm> terms, bool tied, DType compute, uint64_t seed) {
+  SetComputeThreads(1);  // so small that threads would only wait for one another
+  const ModelConfig config = SmallConfig(tied);
+  state = std::make_unique<StudentState>(config, compute);
+  for (const FlatParameter& parameter : state->layout.parameters()) {
+    RandomStream random(DeriveSeed(seed, parameter.name));
+    const bool norm = parameter.name.find("norm") != std::string::npos;
+    for (size_t i = 0; i < parameter.count; ++i) {
+      const double value = norm ? 1 + 0.1 * random.NextNormal() : 0.3 * random.NextNormal();
+      state->masters.data()[parameter.offset + i] = static_cast<float>(value);
+    }
+  }
+  state->RoundWeights();
+  const at::ScalarType dtype = compute == DType::kF32 ? at::kFloat : at::kBFloat16;
+  auto made = MakeAutogradStudent(config, state->Weights(),
+                                  {std::move(terms), kVocabulary, TeacherHead(dtype)});
+  SH_CHECK_OK(made);
+  model = *std::move(made);
+}
+
+StudentRecipe SmallRecipe() {
+  StudentRecipe recipe;
+  recipe.name = "small";
+  recipe.dtype = "fp32";
+  recipe.batch_tokens = 60;
+  recipe.micro_batch = 40;
+  recipe.steps = 10;
+  recipe.optimizer.lr = 1e-2;
+  recipe.optimizer.warmup = 0.2;
+  recipe.seed = 4;
+  return recipe;
+}
+
+}  // namespace stillhouse
