@@ -154,7 +154,7 @@ void ByteLevelTokenizer::FillFingerprint() {
   hash.AddU64(spec_.steps.size());
   for (const SplitStep& step : spec_.steps) {
     hash.AddU64(static_cast<uint64_t>(step.kind)).AddField(step.pattern);
-    hash.AddU64(step.individual_digits).AddU64(step.use_regex);
+    hash.AddU64(step.individual_digits).AddU64(step.use_regex).AddU64(step.add_prefix_space);
     hash.AddU64(step.keep_matches).AddU64(step.keep_between);
   }
   fingerprint_ = hash.Finish();

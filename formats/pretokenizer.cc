@@ -30,16 +30,20 @@ absl::StatusOr<std::shared_ptr<const Regex>> CompileStep(const SplitStep& step) 
 absl::StatusOr<PreTokenizer> PreTokenizer::Create(const std::vector<SplitStep>& steps) {
   PreTokenizer made;
   for (const SplitStep& step : steps) {
-    if (step.kind == SplitStep::Kind::kByteLevel && !step.use_regex) continue;
-    SH_ASSIGN_OR_RETURN(std::shared_ptr<const Regex> regex, CompileStep(step));
-    made.steps_.push_back({std::move(regex), step.keep_matches, step.keep_between});
+    std::shared_ptr<const Regex> regex;
+    if (step.kind != SplitStep::Kind::kByteLevel || step.use_regex) {
+      SH_ASSIGN_OR_RETURN(regex, CompileStep(step));
+    }
+    made.steps_.push_back(
+        {std::move(regex), step.keep_matches, step.keep_between, step.add_prefix_space});
   }
   return made;
 }
 
 PreTokenizer::Run::Run(const PreTokenizer& owner) : owner_(owner) {
   for (const Step& step : owner.steps_) {
-    matchers_.push_back(std::make_unique<Regex::Matcher>(*step.regex));
+    matchers_.push_back(step.regex == nullptr ? nullptr
+                                              : std::make_unique<Regex::Matcher>(*step.regex));
   }
 }
 
@@ -57,6 +61,10 @@ absl::Status PreTokenizer::Run::SplitFrom(size_t step, absl::string_view text,
     return absl::OkStatus();
   }
   const Step& how = owner_.steps_[step];
+  if (how.add_prefix_space && text.front() != ' ') {
+    text = prefixed_.emplace_back(absl::StrCat(" ", text));
+  }
+  if (how.regex == nullptr) return SplitFrom(step + 1, text, piece);
   size_t at = 0;
   while (at < text.size()) {
     size_t begin = text.size();

@@ -1,7 +1,9 @@
 // PreTokenizer: cuts text into the pieces that BPE works on, one after another.
 #pragma once
 
+#include <deque>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -21,7 +23,8 @@ class PreTokenizer {
   class Run {
    public:
     explicit Run(const PreTokenizer& owner);
-    // Calls `piece` for each piece of `text`, left to right. REQUIRES: `text` is UTF-8.
+    // Calls `piece` for each piece of `text`, left to right; pieces live as long as `text` and
+    // *this. REQUIRES: `text` is UTF-8.
     absl::Status Split(absl::string_view text, absl::FunctionRef<void(absl::string_view)> piece);
 
    private:
@@ -29,14 +32,16 @@ class PreTokenizer {
                            absl::FunctionRef<void(absl::string_view)> piece);
 
     const PreTokenizer& owner_;
-    std::vector<std::unique_ptr<Regex::Matcher>> matchers_;  // one per step
+    std::vector<std::unique_ptr<Regex::Matcher>> matchers_;  // one per step; null: cuts nothing
+    std::deque<std::string> prefixed_;                       // pieces that a space was put before
   };
 
  private:
   struct Step {
-    std::shared_ptr<const Regex> regex;
+    std::shared_ptr<const Regex> regex;  // null: cuts nothing
     bool keep_matches = true;
     bool keep_between = true;
+    bool add_prefix_space = false;
   };
   std::vector<Step> steps_;
 };

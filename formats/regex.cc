@@ -175,8 +175,7 @@ absl::StatusOr<std::shared_ptr<const Regex>> Regex::CompilePcre(absl::string_vie
   int error = 0;
   PCRE2_SIZE offset = 0;
   pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                                   PCRE2_UTF | options,
-                                   &error, &offset, nullptr);
+                                   PCRE2_UTF | options, &error, &offset, nullptr);
   if (code == nullptr) {
     return absl::InvalidArgumentError(
         absl::StrCat("pattern does not compile: ", PcreMessage(error)));

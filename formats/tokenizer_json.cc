@@ -201,7 +201,7 @@ class Parser {
       step.individual_digits = each.value_or(false);
     } else if (type == "ByteLevel") {
       SH_ASSIGN_OR_RETURN(const std::optional<bool> prefix, fields.Bool("add_prefix_space"));
-      if (prefix.value_or(true)) return Lacking("ByteLevel option", "add_prefix_space");
+      step.add_prefix_space = prefix.value_or(true);
       SH_ASSIGN_OR_RETURN(const std::optional<bool> cut, fields.Bool("use_regex"));
       step.use_regex = cut.value_or(true);
     } else if (type == "Split") {

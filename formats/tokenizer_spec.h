@@ -38,6 +38,7 @@ struct SplitStep {
   std::string pattern;             // kPattern, kLiteral
   bool individual_digits = false;  // kDigits
   bool use_regex = true;           // kByteLevel: false cuts nothing
+  bool add_prefix_space = false;   // kByteLevel: pieces that do not begin with a space get one
   bool keep_matches = true;        // kPattern, kLiteral: false drops them ("Removed")
   bool keep_between = true;        // false drops what lies between ("Removed" inverted)
 

@@ -8,9 +8,9 @@
 namespace stillhouse {
 namespace {
 
-OrderedJson ByteLevelJson(bool use_regex) {
+OrderedJson ByteLevelJson(bool use_regex, bool add_prefix_space) {
   return {{"type", "ByteLevel"},
-          {"add_prefix_space", false},
+          {"add_prefix_space", add_prefix_space},
           {"trim_offsets", true},
           {"use_regex", use_regex}};
 }
@@ -20,7 +20,7 @@ OrderedJson StepJson(const SplitStep& step) {
     case SplitStep::Kind::kDigits:
       return {{"type", "Digits"}, {"individual_digits", step.individual_digits}};
     case SplitStep::Kind::kByteLevel:
-      return ByteLevelJson(step.use_regex);
+      return ByteLevelJson(step.use_regex, step.add_prefix_space);
     case SplitStep::Kind::kPattern:
     case SplitStep::Kind::kLiteral:
       break;
@@ -107,14 +107,14 @@ std::string TokenizerJson(const TokenizerSpec& spec) {
       {"normalizer", nullptr},
       {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}}},
       {"post_processor", PostProcessorJson(spec)},
-      {"decoder", ByteLevelJson(true)},
+      {"decoder", ByteLevelJson(/*use_regex=*/true, /*add_prefix_space=*/false)},
       {"model", ModelJson(spec)},
   };
   return root.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 std::string TokenizerConfigJson(const TokenizerSpec& spec) {
-  Json root = {{"add_prefix_space", false},
+  Json root = {{"add_prefix_space", spec.steps.back().add_prefix_space},
                {"clean_up_tokenization_spaces", false},
                {"tokenizer_class", "PreTrainedTokenizerFast"}};
   Json decoder = Json::object();

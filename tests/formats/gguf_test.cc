@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
-#include <functional>
 
 #include "common/random.h"
 #include "common/status.h"
@@ -116,151 +115,67 @@ TEST_F(GgufTest, TheSameModelInEveryTypeIsTheFoldersModel) {
   }
 }
 
+std::string WithKey(const std::string& key, uint32_t type, const std::string& value) {
+  GgufBuilder file;
+  file.AddRaw(key, type, value);
+  return file.Build();
+}
+
+std::string WithTensor(const std::vector<int64_t>& shape, uint32_t type, size_t bytes,
+                       int64_t offset_error = 0) {
+  GgufBuilder file;
+  file.AddTensor("t", shape, type, std::string(bytes, 'x'), offset_error);
+  return file.Build();
+}
+
+std::string WithTwoTensors(const std::string& second, int64_t offset_error) {
+  GgufBuilder file;
+  file.AddTensor("t", {1}, 0, "1234");
+  file.AddTensor(second, {1}, 0, "1234", offset_error);
+  return file.Build();
+}
+
 TEST_F(GgufTest, RefusesHostileContainers) {
   const std::string huge = Length(1ull << 62);
+  const std::string wraps = Length((1ull << 61) + 1);  // times 8 is 8
+  GgufBuilder twice;
+  twice.AddU32("key", 1);
+  twice.AddU32("key", 2);
   const struct {
     const char* says;
-    std::function<std::string()> make;
+    std::string bytes;
   } cases[] = {
-      {"does not begin", [] { return std::string("GGML") + std::string(60, '\0'); }},
-      {"does not begin", [] { return std::string(); }},
-      {"version 1", [] { return GgufBuilder().Build(1); }},
-      {"version 50331648", [] { return GgufBuilder().Build(3u << 24); }},  // big endian
-      {"limits", [] { return GgufBuilder().Build(3, 1ll << 40, 0); }},
-      {"limits", [] { return GgufBuilder().Build(3, 0, 1ll << 40); }},
-      {"has 0 bytes", [] { return GgufBuilder().Build(3, 0, 3); }},
-      {"truncated",
-       [&] {
-         GgufBuilder file;
-         file.AddRaw("string", 8, huge + "x");
-         return file.Build();
-       }},
-      {"truncated",
-       [&] {
-         GgufBuilder file;
-         file.AddRaw("array", 9, Word(8) + huge + "x");
-         return file.Build();
-       }},
-      {"truncated",
-       [] {
-         GgufBuilder file;
-         file.AddRaw("array", 9, Word(12) + Length((1ull << 61) + 1));  // times 8 wraps to 8
-         return file.Build();
-       }},
-      {"nested",
-       [] {
-         GgufBuilder file;
-         file.AddRaw("array", 9, Word(9) + Length(1) + Word(4) + Length(0));
-         return file.Build();
-       }},
-      {"unknown type 77",
-       [] {
-         GgufBuilder file;
-         file.AddRaw("key", 77, "xxxxxxxx");
-         return file.Build();
-       }},
-      {"twice",
-       [] {
-         GgufBuilder file;
-         file.AddU32("key", 1);
-         file.AddU32("key", 2);
-         return file.Build();
-       }},
-      {"0 bytes",
-       [] {
-         GgufBuilder file;
-         file.AddU32("", 1);
-         return file.Build();
-       }},
-      {"general.alignment is 3",
-       [] {
-         GgufBuilder file;
-         file.AddU32("general.alignment", 3);
-         return file.Build();
-       }},
-      {"general.alignment is 0",
-       [] {
-         GgufBuilder file;
-         file.AddU32("general.alignment", 0);
-         return file.Build();
-       }},
-      {"dimension of 0",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {4, 0}, 0, "");
-         return file.Build();
-       }},
-      {"larger than any memory",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1ll << 40, 1ll << 40}, 0, "");
-         return file.Build();
-       }},
-      {"larger than any memory",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {-1}, 0, "");
-         return file.Build();
-       }},
-      {"dimensions",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {}, 0, "");
-         return file.Build();
-       }},
-      {"dimensions",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1, 1, 1, 1, 1}, 0, "1234");
-         return file.Build();
-       }},
-      {"unknown type 99",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1}, 99, "1234");
-         return file.Build();
-       }},
-      {"Q4_K",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {256}, 12, std::string(144, 'x'));
-         return file.Build();
-       }},
-      {"whole blocks",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {32, 33}, 8, std::string(34 * 33, 'x'));
-         return file.Build();
-       }},
-      {"stands twice",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1}, 0, "1234");
-         file.AddTensor("t", {1}, 0, "1234");
-         return file.Build();
-       }},
-      {"offset 32 where 0",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1}, 0, "1234", 32);
-         return file.Build();
-       }},
-      {"offset 0 where 32",  // an overlap
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1}, 0, "1234");
-         file.AddTensor("u", {1}, 0, "1234", -32);
-         return file.Build();
-       }},
-      {"past the end",
-       [] {
-         GgufBuilder file;
-         file.AddTensor("t", {1000}, 0, "1234");
-         return file.Build();
-       }},
+      {"does not begin", "GGML" + std::string(60, '\0')},
+      {"does not begin", ""},
+      {"version 1", GgufBuilder().Build(1)},
+      {"version 50331648", GgufBuilder().Build(3u << 24)},  // big endian
+      {"limits", GgufBuilder().Build(3, 1ll << 40, 0)},
+      {"limits", GgufBuilder().Build(3, 0, 1ll << 40)},
+      {"has 0 bytes", GgufBuilder().Build(3, 0, 3)},
+      {"has 0 bytes", WithKey("", 4, Word(1))},
+      {"truncated", WithKey("string", 8, huge + "x")},
+      {"truncated", WithKey("array", 9, Word(8) + huge + "x")},
+      {"truncated", WithKey("array", 9, Word(12) + wraps)},
+      {"nested", WithKey("array", 9, Word(9) + Length(1) + Word(4) + Length(0))},
+      {"unknown type 77", WithKey("key", 77, "xxxxxxxx")},
+      {"twice", twice.Build()},
+      {"general.alignment is 3", WithKey("general.alignment", 4, Word(3))},
+      {"general.alignment is 0", WithKey("general.alignment", 4, Word(0))},
+      {"dimension of 0", WithTensor({4, 0}, 0, 0)},
+      {"larger than any memory", WithTensor({1ll << 40, 1ll << 40}, 0, 0)},
+      {"larger than any memory", WithTensor({-1}, 0, 0)},
+      {"has 0 dimensions", WithTensor({}, 0, 0)},
+      {"has 5 dimensions", WithTensor({1, 1, 1, 1, 1}, 0, 4)},
+      {"unknown type 99", WithTensor({1}, 99, 4)},
+      {"Q4_K", WithTensor({256}, 12, 144)},
+      {"whole blocks", WithTensor({32, 33}, 8, 34 * 33)},
+      {"past the end", WithTensor({1000}, 0, 4)},
+      {"offset 32 where 0", WithTensor({1}, 0, 4, 32)},
+      {"stands twice", WithTwoTensors("t", 0)},
+      {"offset 0 where 32", WithTwoTensors("u", -32)},  // an overlap
   };
   for (const auto& test : cases) {
-    const absl::Status status = OpenContainer(test.make());
+    const absl::Status status = OpenContainer(test.bytes);
     EXPECT_FALSE(status.ok()) << test.says;
     EXPECT_THAT(std::string(status.message()), HasSubstr(test.says));
     ExpectClear(status);
@@ -282,7 +197,7 @@ TEST_F(GgufTest, RandomDamageNeverCrashes) {
   const std::string whole = TinyFile(Path(), "Q4_1");
   RandomStream random(99);
   size_t refused = 0;
-  for (int round = 0; round < 1500; ++round) {
+  for (int round = 0; round < 700; ++round) {
     std::string bytes = whole;
     // Mostly the counts, lengths and types of the first kilobytes; a byte or a whole word at a
     // time.
@@ -308,7 +223,7 @@ TEST_F(GgufTest, RandomDamageNeverCrashes) {
     }
     EXPECT_TRUE(model->tokenizer->Encode("some text, 12 <|endoftext|>").ok());
   }
-  EXPECT_GT(refused, 300u);  // the damage does reach what is checked
+  EXPECT_GT(refused, 150u);  // the damage does reach what is checked
 }
 
 TEST_F(GgufTest, RefusesByNameWhatTheModelNeeds) {

@@ -180,6 +180,7 @@ def main():
     digits = pre_tokenizers.Digits(individual_digits=False)
     for name, steps, ignore in [
             ("gpt2", [byte_level()], False),
+            ("prefix_space", [digits, pre_tokenizers.ByteLevel(add_prefix_space=True)], False),
             ("digits", [digits, byte_level()], False),
             ("llama3", [split(LLAMA3), byte_level(False)], True),
             ("qwen2", [split(QWEN2), byte_level(False)], False),
