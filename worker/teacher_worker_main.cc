@@ -126,14 +126,16 @@ absl::Status Work(const Flags& flags) {
   });
   LogInfo("loading ", flags.model, " (teacher ", teacher.ShortHex(), ", ", flags.dtype, ")");
   absl::StatusOr<LoadedTeacher> loaded = LoadTeacher(files, teacher, dtype);
-  absl::StatusOr<std::unique_ptr<PoolWorker>> pool = loaded.status();
-  if (loaded.ok()) {
-    pool = PoolWorker::Create(std::move(loaded->options), *loaded->backend, *cache, loop);
+  absl::Status status = loaded.status();
+  std::unique_ptr<PoolWorker> pool;
+  if (status.ok()) {
+    auto made = PoolWorker::Create(std::move(loaded->options), *loaded->backend, *cache, loop);
+    status = made.status();
+    if (made.ok()) pool = *std::move(made);
   }
-  absl::Status status = pool.status();
   if (status.ok()) {
     loop.Post([&] {
-      worker.Loaded(**pool);
+      worker.Loaded(*pool);
       agent->Ready();
     });
     status = ending.Wait();
