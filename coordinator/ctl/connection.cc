@@ -2,11 +2,9 @@
 
 #include <errno.h>
 #include <signal.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -21,7 +19,7 @@
 namespace stillhouse {
 namespace {
 
-constexpr uint64_t kCoordinatorFileBytesMax = 64 << 10;
+constexpr uint64_t kNoteBytesMax = 64 << 10;
 
 std::string NotesFolder() { return JoinPath(UserCacheFolder(), "coordinators"); }
 
@@ -32,7 +30,7 @@ std::vector<std::string> LiveStateFolders() {
   if (!names.ok()) return live;
   for (const std::string& name : *names) {
     const std::string note = JoinPath(NotesFolder(), name);
-    const absl::StatusOr<std::string> path = ReadFile(note, kCoordinatorFileBytesMax);
+    const absl::StatusOr<std::string> path = ReadFile(note, kNoteBytesMax);
     if (!path.ok()) continue;
     const std::string file_path(absl::StripAsciiWhitespace(*path));
     const absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(file_path);
@@ -46,32 +44,6 @@ std::vector<std::string> LiveStateFolders() {
 }
 
 }  // namespace
-
-absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path) {
-  struct stat info {};
-  if (stat(path.c_str(), &info) != 0) return ErrnoStatus("opening", path);
-  if (info.st_uid != geteuid() || (info.st_mode & 077) != 0) {
-    return absl::PermissionDeniedError(
-        absl::StrCat(path, ": must belong to you and to nobody else (chmod 600)"));
-  }
-  SH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kCoordinatorFileBytesMax));
-  const auto json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  const auto is = [&](const char* key, bool (nlohmann::json::*test)() const noexcept) {
-    return json.contains(key) && (json[key].*test)();
-  };
-  if (!json.is_object() || !is("address", &nlohmann::json::is_string) ||
-      !is("incarnation", &nlohmann::json::is_number_unsigned) ||
-      !is("pid", &nlohmann::json::is_number_unsigned)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not the file of a coordinator"));
-  }
-  CoordinatorFile file;
-  file.path = path;
-  file.address = json["address"].get<std::string>();
-  if (is("cache", &nlohmann::json::is_string)) file.cache = json["cache"].get<std::string>();
-  file.incarnation = json["incarnation"].get<uint64_t>();
-  file.pid = json["pid"].get<int64_t>();
-  return file;
-}
 
 bool IsAlive(const CoordinatorFile& file) {
   return file.pid > 0 && (kill(static_cast<pid_t>(file.pid), 0) == 0 || errno == EPERM);
@@ -112,11 +84,11 @@ absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice) {
   return live.front();
 }
 
-absl::StatusOr<CoordinatorFile> FindCoordinator(const CoordinatorChoice& choice) {
+absl::StatusOr<Coordinator> FindCoordinator(const CoordinatorChoice& choice) {
   SH_ASSIGN_OR_RETURN(const std::string folder, FindStateFolder(choice));
   const std::string path = choice.file.empty() ? CoordinatorFilePath(folder) : choice.file;
   absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(path);
-  if (file.ok() && IsAlive(*file)) return file;
+  if (file.ok() && IsAlive(*file)) return Coordinator{path, *std::move(file)};
   if (!file.ok() && !absl::IsNotFound(file.status())) return file.status();
   return absl::UnavailableError(absl::StrCat("no coordinator is alive in ", folder,
                                              "; start one with `coordinatorctl local RECIPE`"));
@@ -138,12 +110,12 @@ absl::StatusOr<std::unique_ptr<Connection>> Connect(EventLoop& loop, const std::
   return connection;
 }
 
-absl::StatusOr<std::string> AskCoordinator(const CoordinatorFile& coordinator,
+absl::StatusOr<std::string> AskCoordinator(const Coordinator& coordinator,
                                            const std::string& method, const std::string& body,
                                            absl::Duration deadline) {
   EventLoop loop;
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection,
-                      Connect(loop, coordinator.address));
+                      Connect(loop, coordinator.file.address));
   absl::StatusOr<std::string> answer = absl::UnknownError("no answer");
   connection->rpc->Call(method, {.body = body, .attachments = {}}, {.deadline = deadline},
                         [&](absl::StatusOr<RpcMessage> message) {
@@ -154,7 +126,8 @@ absl::StatusOr<std::string> AskCoordinator(const CoordinatorFile& coordinator,
   loop.Run();
   if (absl::IsDeadlineExceeded(answer.status())) {
     return absl::UnavailableError(absl::StrCat("the coordinator of ", coordinator.path,
-                                               " (process ", coordinator.pid, ") does not answer"));
+                                               " (process ", coordinator.file.pid,
+                                               ") does not answer"));
   }
   return answer;
 }

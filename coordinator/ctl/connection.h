@@ -10,6 +10,7 @@
 #include "common/event_loop.h"
 #include "transport/channel.h"
 #include "transport/rpc.h"
+#include "worker/process.h"
 
 namespace CLI {
 class App;
@@ -17,17 +18,11 @@ class App;
 
 namespace stillhouse {
 
-// What a running coordinator leaves in coordinator.json (0600).
-struct CoordinatorFile {
-  std::string path;     // of the file
-  std::string address;  // of the coordinator
-  std::string cache;    // of the cache server
-  uint64_t incarnation = 0;
-  int64_t pid = 0;
+// A coordinator and the coordinator.json it wrote.
+struct Coordinator {
+  std::string path;
+  CoordinatorFile file;
 };
-
-// NotFound, InvalidArgument, or PermissionDenied when the file is not this user's alone.
-absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path);
 bool IsAlive(const CoordinatorFile& file);
 
 // Which coordinator a verb means.
@@ -46,7 +41,7 @@ std::string CoordinatorFilePath(const std::string& state_folder);
 // several.
 absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice);
 // The same, and the coordinator in it is alive: Unavailable if not.
-absl::StatusOr<CoordinatorFile> FindCoordinator(const CoordinatorChoice& choice);
+absl::StatusOr<Coordinator> FindCoordinator(const CoordinatorChoice& choice);
 
 // Notes, in the user's cache folder, that a coordinator lives there; gone with the object. A note
 // whose coordinator is dead is ignored, and removed by the next reader.
@@ -69,7 +64,7 @@ struct Connection {
 absl::StatusOr<std::unique_ptr<Connection>> Connect(EventLoop& loop, const std::string& address);
 
 // One question, by a verb that has nothing else to do. Unavailable when nobody answers.
-absl::StatusOr<std::string> AskCoordinator(const CoordinatorFile& coordinator,
+absl::StatusOr<std::string> AskCoordinator(const Coordinator& coordinator,
                                            const std::string& method, const std::string& body,
                                            absl::Duration deadline = absl::Seconds(10));
 

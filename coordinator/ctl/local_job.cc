@@ -98,17 +98,16 @@ void LocalJob::StartCache() {
                "--ready-file",
                spec.ready_file};
   spec.final_codes = kServerFinalCodes;
-  supervisor_.Start(std::move(spec), {.ready =
-                                          [this] {
-                                            if (supervisor_.pid("coordinator") == 0 && !closing_) {
-                                              StartCoordinator();
-                                            }
-                                          },
-                                      .wanted = nullptr,
-                                      .ended =
-                                          [this](absl::Status status) {
-                                            if (!status.ok()) Close(status);
-                                          }});
+  supervisor_.Start(
+      std::move(spec),
+      {.ready =
+           [this] {
+             if (supervisor_.pid("coordinator") == 0 && !closing_) {
+               StartCoordinator();
+             }
+           },
+       .wanted = nullptr,
+       .ended = [this](absl::Status status) { OnServerEnded("cache", std::move(status)); }});
 }
 
 void LocalJob::StartCoordinator() {
@@ -127,16 +126,24 @@ void LocalJob::StartCoordinator() {
                "--ready-file",
                spec.ready_file};
   spec.final_codes = kServerFinalCodes;
-  supervisor_.Start(std::move(spec), {.ready =
-                                          [this] {
-                                            if (coordinator_connection_ == nullptr)
-                                              OnServersReady();
-                                          },
-                                      .wanted = nullptr,
-                                      .ended =
-                                          [this](absl::Status status) {
-                                            if (!status.ok()) Close(status);
-                                          }});
+  supervisor_.Start(
+      std::move(spec),
+      {.ready =
+           [this] {
+             if (coordinator_connection_ == nullptr) OnServersReady();
+           },
+       .wanted = nullptr,
+       .ended = [this](absl::Status status) { OnServerEnded("coordinator", std::move(status)); }});
+}
+
+// T6
+void LocalJob::OnServerEnded(const std::string& name, absl::Status status) {
+  if (closing_) return;
+  if (status.ok()) {  // nothing of ours asked it to
+    status = absl::UnavailableError(
+        absl::StrCat("the ", name, " was stopped by someone (log: ", LogOf(name), ")"));
+  }
+  Close(std::move(status));
 }
 
 // T1

@@ -63,6 +63,7 @@ class LocalJob {
   void OnSignal(int signal);
   void StartCache();
   void StartCoordinator();
+  void OnServerEnded(const std::string& name, absl::Status status);
   void OnServersReady();
   void OnStored(absl::Status status);
   void OnInventory(absl::StatusOr<std::vector<bool>> complete);

@@ -26,7 +26,7 @@ struct Options {
 
 // From the live coordinator, or from what the last one wrote down.
 absl::StatusOr<AdminView> AskView(const Options& options) {
-  const absl::StatusOr<CoordinatorFile> coordinator = FindCoordinator(options.coordinator);
+  const absl::StatusOr<Coordinator> coordinator = FindCoordinator(options.coordinator);
   if (absl::IsUnavailable(coordinator.status())) {
     const absl::StatusOr<std::string> folder = FindStateFolder(options.coordinator);
     const std::string journal = folder.ok() ? JoinPath(*folder, "journal") : "";
@@ -64,7 +64,7 @@ absl::StatusOr<int> Workers(const Options& options) {
 }
 
 absl::StatusOr<int> Cancel(const Options& options) {
-  SH_ASSIGN_OR_RETURN(const CoordinatorFile coordinator, FindCoordinator(options.coordinator));
+  SH_ASSIGN_OR_RETURN(const Coordinator coordinator, FindCoordinator(options.coordinator));
   pb::CancelRequest request;
   request.set_name(options.name);
   SH_RETURN_IF_ERROR(AskCoordinator(coordinator, "admin.Cancel", request.SerializeAsString()));

@@ -21,7 +21,7 @@ struct Options {
 };
 
 absl::StatusOr<int> Submit(const Options& options) {
-  SH_ASSIGN_OR_RETURN(const CoordinatorFile coordinator, FindCoordinator(options.coordinator));
+  SH_ASSIGN_OR_RETURN(const Coordinator coordinator, FindCoordinator(options.coordinator));
   SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(options.recipe));
   SH_ASSIGN_OR_RETURN(const std::shared_ptr<const PreparedJob> job,
                       PrepareJob(recipe, [](const std::string& line) {
@@ -29,9 +29,9 @@ absl::StatusOr<int> Submit(const Options& options) {
                       }));
   EventLoop loop;
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> cache_side,
-                      Connect(loop, coordinator.cache));
+                      Connect(loop, coordinator.file.cache));
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> coordinator_side,
-                      Connect(loop, coordinator.address));
+                      Connect(loop, coordinator.file.address));
   const std::unique_ptr<CacheClient> cache = MakeCacheClient(*cache_side->rpc);
   absl::StatusOr<bool> resumed = absl::UnknownError("not submitted");
   StoreJob(*cache, job, [&](absl::Status stored) {

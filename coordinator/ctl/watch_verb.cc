@@ -35,10 +35,10 @@ bool AnyFailed(const AdminView& view) {
 }
 
 absl::StatusOr<int> Watch(const Options& options) {
-  SH_ASSIGN_OR_RETURN(const CoordinatorFile coordinator, FindCoordinator(options.coordinator));
+  SH_ASSIGN_OR_RETURN(const Coordinator coordinator, FindCoordinator(options.coordinator));
   EventLoop loop;
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection,
-                      Connect(loop, coordinator.address));
+                      Connect(loop, coordinator.file.address));
   ProgressPrinter printer(ProgressPrinter::ForStderr(options.plain));
   absl::StatusOr<int> result = kExitOk;
   ViewPoller poller(*connection->rpc, options.name, kPeriod, [&](absl::StatusOr<AdminView> view) {
