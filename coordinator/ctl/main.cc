@@ -21,8 +21,8 @@ constexpr char kExitCodes[] =
 
 // The order in which --help lists them.
 constexpr void (*kVerbs[])(CLI::App&, ChosenVerb&) = {
-    AddLocalVerb,  AddSubmitVerb,  AddGetVerb,  AddDescribeVerb, AddWatchVerb,
-    AddCancelVerb, AddWorkersVerb, AddLogsVerb, AddHelpVerb,     AddVersionVerb,
+    AddInitVerb,  AddCheckVerb,  AddLocalVerb,   AddSubmitVerb, AddGetVerb,  AddDescribeVerb,
+    AddWatchVerb, AddCancelVerb, AddWorkersVerb, AddLogsVerb,   AddHelpVerb, AddVersionVerb,
 };
 
 bool HasVerb(const CLI::App& app, const std::string& name) {

@@ -9,6 +9,7 @@
 #include "common/file.h"
 #include "common/status.h"
 #include "coordinator/ctl/connection.h"
+#include "coordinator/ctl/estimate.h"
 #include "coordinator/ctl/output.h"
 #include "dataset/build_plan.h"
 #include "formats/model_files.h"
@@ -79,6 +80,16 @@ absl::StatusOr<std::shared_ptr<const Plan>> FindOrBuildPlan(const Recipe& recipe
   return OpenPlan(built.path);
 }
 
+// A hub id is known by how it was written, not by where it would lie.
+absl::StatusOr<ModelFiles> OpenTeacher(const TeacherRecipe& teacher) {
+  absl::StatusOr<ModelFiles> model = OpenModelFiles(teacher.model);
+  if (!absl::IsNotFound(model.status()) || PathExists(teacher.model)) return model;
+  const absl::Status as_written = OpenModelFiles(teacher.written).status();
+  if (!absl::IsNotFound(as_written)) return model;
+  return absl::NotFoundError(
+      absl::StrCat(as_written.message(), " (looked for at ", teacher.model, ")"));
+}
+
 pb::SubmitRequest MakeSubmitRequest(const PreparedJob& job, const std::string& key) {
   pb::SubmitRequest request;
   request.set_idempotency_key(key);
@@ -141,13 +152,9 @@ absl::StatusOr<std::shared_ptr<const PreparedJob>> PrepareJob(const Recipe& reci
                                                               const Say& say) {
   auto job = std::make_shared<PreparedJob>();
   job->recipe = recipe;
-  SH_ASSIGN_OR_RETURN_AT(const ModelFiles teacher, OpenModelFiles(recipe.teacher.model), "teacher");
+  SH_ASSIGN_OR_RETURN_AT(const ModelFiles teacher, OpenTeacher(recipe.teacher), "teacher");
   job->teacher_config = teacher.config;
-  if (recipe.dataset.max_tokens > teacher.config.max_positions) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("dataset.max_tokens (", recipe.dataset.max_tokens, ") is more than the ",
-                     teacher.config.max_positions, " positions the teacher was made for"));
-  }
+  SH_RETURN_IF_ERROR(CheckAgainstTeacher(recipe, teacher.config));
   SH_ASSIGN_OR_RETURN_AT(job->teacher, TeacherFingerprint(teacher, UserCacheFolder()), "teacher");
   say(absl::StrCat("teacher: ", BaseName(recipe.teacher.model), ", ",
                    HumanCount(static_cast<double>(teacher.config.ParameterCount())),

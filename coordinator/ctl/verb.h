@@ -27,6 +27,8 @@ namespace stillhouse {
 
 using ChosenVerb = std::function<absl::StatusOr<int>()>;
 
+void AddInitVerb(CLI::App& app, ChosenVerb& chosen);
+void AddCheckVerb(CLI::App& app, ChosenVerb& chosen);
 void AddLocalVerb(CLI::App& app, ChosenVerb& chosen);
 void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen);
 void AddGetVerb(CLI::App& app, ChosenVerb& chosen);

@@ -150,7 +150,7 @@ TEST(RefusalTest, StructureOfTheWrongKind) {
 TEST(RefusalTest, ValuesOutOfRange) {
   ExpectRefused(std::vector<Refusal>{
       {"max_tokens: 512", "max_tokens: 1",
-       "5:15: dataset.max_tokens: expected a whole number from 2 to 1048576, got \"1\""},
+       "5:15: dataset.max_tokens: expected a whole number from 2 to 1000000, got \"1\""},
       {"held_out: 0.05", "held_out: 0",
        "7:13: dataset.held_out: expected a number above 0 and at most 0.5, got \"0\""},
       {"held_out: 0.05", "held_out: 0.6",
@@ -166,7 +166,7 @@ TEST(RefusalTest, ValuesOutOfRange) {
       {"{keep: 15, by: block_influence}", "[-1]",
        "15:37: students[0].init.layers[0]: expected a whole number from 0 to 999, got \"-1\""},
       {"tokens: 2048", "tokens: 0",
-       "18:21: students[0].batch.tokens: expected a whole number from 1 to 4294967296, got \"0\""},
+       "18:21: students[0].batch.tokens: expected a whole number from 1 to 1073741824, got \"0\""},
       {"weight: 0.9", "weight: 0",
        "20:60: students[0].losses[0].weight: expected a number above 0, got \"0\""},
       {"temperature: 1.0", "temperature: 0",

@@ -1,0 +1,191 @@
+#include "coordinator/ctl/estimate.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/file.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr uint64_t kProcessBytes = 400ull
+                                   << 20;  // libraries, threads, buffers of any torch process
+constexpr uint64_t kHeadChunkRows = 512;   // logits exist for so many rows at a time
+constexpr double kTrainPerForward = 3;     // backward is two forwards
+
+uint64_t BytesOf(const std::string& dtype) { return dtype == "fp32" ? 4 : 2; }
+
+// Parameters that take part in a product for each token: all but the embedding's lookup. A tied
+// matrix is the head, so it stays.
+double ProductParameters(const ModelConfig& config) {
+  const double embedding = static_cast<double>(config.vocab_size) * config.hidden_size;
+  return config.ParameterCount() - (config.tie_embeddings ? 0 : embedding);
+}
+
+// Floating-point operations of a forward pass over `tokens` in sequences of `length`.
+double ForwardFlops(const ModelConfig& config, double tokens, double length) {
+  const double attention = 2.0 * config.layers * length * config.heads * config.head_dim;
+  return tokens * (2 * ProductParameters(config) + attention);
+}
+
+// Bytes of activations that one row keeps alive in one layer until its backward pass.
+double ActivationBytes(const ModelConfig& config, uint64_t value_bytes) {
+  const double attention = (2.0 * config.heads + 2.0 * config.kv_heads) * config.head_dim;
+  return value_bytes * (4.0 * config.hidden_size + attention + 4.0 * config.intermediate_size);
+}
+
+uint64_t Rounded(double value) { return static_cast<uint64_t>(std::llround(std::max(0.0, value))); }
+
+uint64_t AvailableMemory() {
+  const auto text = ReadFile("/proc/meminfo", 1 << 20);
+  if (!text.ok()) return 0;
+  for (absl::string_view line : absl::StrSplit(*text, '\n')) {
+    const std::vector<absl::string_view> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    uint64_t kib = 0;
+    if (words.size() >= 2 && words[0] == "MemAvailable:" && absl::SimpleAtoi(words[1], &kib)) {
+      return kib * 1024;
+    }
+  }
+  return 0;
+}
+
+bool HasBf16Instructions() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+double Machine::FlopsPerSecond(const std::string& dtype) const {
+  const bool fast = dtype == "bf16" && bf16_instructions;
+  return 1e9 * cores * (fast ? kGigaflopsPerCoreBf16 : kGigaflopsPerCoreFp32);
+}
+
+Machine ThisMachine() {
+  Machine machine;
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) == 0) {
+    machine.cores = std::max(1, CPU_COUNT(&allowed));
+  }
+  machine.bf16_instructions = HasBf16Instructions();
+  machine.memory_bytes = AvailableMemory();
+  return machine;
+}
+
+PlanSize MeasurePlan(const Plan& plan) {
+  PlanSize size;
+  size.training_rows = plan.training_rows();
+  size.held_out_rows = plan.held_out_rows();
+  for (uint32_t i = 0; i < plan.chunk_count(); ++i) {
+    for (const PlanBatch& batch : plan.chunk(i).batches) {
+      const uint64_t tokens = static_cast<uint64_t>(batch.end - batch.begin) * batch.length;
+      size.padded_tokens += tokens;
+      size.largest_batch = std::max(size.largest_batch, tokens);
+    }
+  }
+  return size;
+}
+
+CaptureEstimate EstimateCapture(const Recipe& recipe, const ModelConfig& teacher,
+                                const PlanSize& plan, const Machine& machine) {
+  const uint64_t value_bytes = BytesOf(recipe.teacher.dtype);
+  const double hidden_bytes = 2.0 * teacher.hidden_size;  // stored as bf16
+  double row_bytes = kStatsBytesPerRow;
+  if (recipe.capture.sampled_draws.has_value()) {
+    row_bytes += kSampledBytesPerDraw * *recipe.capture.sampled_draws;
+  }
+  if (recipe.capture.hidden_last) row_bytes += hidden_bytes;
+  CaptureEstimate estimate;
+  estimate.teacher_tokens = plan.training_rows + plan.held_out_rows;
+  estimate.cache_bytes = Rounded(plan.training_rows * row_bytes * kRecordOverhead);
+  estimate.held_out_bytes =
+      Rounded(plan.held_out_rows * (kStatsBytesPerRow + hidden_bytes) * kRecordOverhead);
+  // The head, the final norm, and a tokenizer of about 50 bytes an id.
+  estimate.artefact_bytes = static_cast<uint64_t>(teacher.vocab_size) *
+                            (static_cast<uint64_t>(teacher.hidden_size) * value_bytes + 50);
+  const double activations =
+      ActivationBytes(teacher, value_bytes) * static_cast<double>(plan.largest_batch);
+  estimate.memory_bytes = kProcessBytes + teacher.ParameterCount() * value_bytes +
+                          Rounded(activations) + 2 * kHeadChunkRows * teacher.vocab_size * 4;
+  estimate.seconds = ForwardFlops(teacher, static_cast<double>(plan.padded_tokens),
+                                  static_cast<double>(recipe.dataset.max_tokens)) /
+                     machine.FlopsPerSecond(recipe.teacher.dtype);
+  return estimate;
+}
+
+StudentEstimate EstimateStudent(const Recipe& recipe, const StudentRecipe& student,
+                                const ModelConfig& teacher, const PlanSize& plan,
+                                const Machine& machine) {
+  const uint64_t value_bytes = BytesOf(student.dtype);
+  StudentEstimate estimate;
+  estimate.config = teacher;
+  if (!student.init.layers.empty()) {
+    estimate.config.layers = static_cast<int64_t>(student.init.layers.size());
+  } else if (student.init.keep.has_value()) {
+    estimate.config.layers = *student.init.keep;
+  }
+  const ModelConfig& config = estimate.config;
+  estimate.parameters = config.ParameterCount();
+  estimate.rows = static_cast<uint64_t>(student.steps) * student.batch_tokens;
+  if (plan.training_rows > 0) {
+    estimate.epochs = static_cast<double>(estimate.rows) / static_cast<double>(plan.training_rows);
+  }
+  // Weights and their gradients, fp32 masters where the weights are not, two moments.
+  const uint64_t per_parameter = (student.dtype == "fp32" ? 4 : 2 + 4) + 4 + 8;
+  const double activations = ActivationBytes(config, value_bytes) * config.layers *
+                             static_cast<double>(student.micro_batch);
+  const uint64_t rows_at_once = std::min<uint64_t>(kHeadChunkRows, student.micro_batch);
+  estimate.memory_bytes = kProcessBytes + estimate.parameters * per_parameter +
+                          Rounded(activations) + 3 * rows_at_once * config.vocab_size * 4;
+  estimate.export_bytes = estimate.parameters * value_bytes;
+  double flops = kTrainPerForward * ForwardFlops(config, static_cast<double>(estimate.rows),
+                                                 static_cast<double>(recipe.dataset.max_tokens));
+  const double head = 2.0 * teacher.vocab_size * teacher.hidden_size;
+  for (const LossRecipe& loss : student.losses) {
+    // The teacher's logits are rebuilt from its last hidden state.
+    const bool rebuilt =
+        loss.kind == LossRecipe::Kind::kKl && loss.targets == LossRecipe::Targets::kHiddenLast;
+    if (rebuilt) flops += head * static_cast<double>(estimate.rows);
+  }
+  const int64_t evaluations =
+      1 + (student.evaluate_every > 0 ? student.steps / student.evaluate_every : 0);
+  flops += evaluations * static_cast<double>(plan.held_out_rows) *
+           (ForwardFlops(config, 1, static_cast<double>(recipe.dataset.max_tokens)) + head);
+  estimate.seconds = flops / machine.FlopsPerSecond(student.dtype);
+  return estimate;
+}
+
+absl::Status CheckAgainstTeacher(const Recipe& recipe, const ModelConfig& teacher) {
+  if (recipe.dataset.max_tokens > teacher.max_positions) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(recipe.path, ": dataset.max_tokens: ", recipe.dataset.max_tokens,
+                     " is more than the ", teacher.max_positions, " positions of the teacher"));
+  }
+  for (size_t i = 0; i < recipe.students.size(); ++i) {
+    const StudentRecipe& student = recipe.students[i];
+    const std::string where = absl::StrCat(recipe.path, ": students[", i, "].init.layers");
+    const bool from_teacher = student.init.from == InitRecipe::From::kTeacher;
+    if (from_teacher && student.init.keep.value_or(0) > teacher.layers) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(where, ".keep: the teacher has only ", teacher.layers, " layers"));
+    }
+    for (const int64_t layer : student.init.layers) {
+      if (layer < teacher.layers) continue;
+      return absl::InvalidArgumentError(absl::StrCat(where, ": the teacher has no layer ", layer,
+                                                     ", only 0 to ", teacher.layers - 1));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace stillhouse
