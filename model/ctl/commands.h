@@ -1,0 +1,48 @@
+// The sub-commands of modelctl. Each writes its result to standard output or to the file named, and
+// returns one line of error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "model/generate.h"
+
+namespace stillhouse {
+
+struct InspectFlags {
+  std::string model;
+  std::string output = "table";  // or json
+  bool tensors = false;          // list each
+};
+absl::Status Inspect(const InspectFlags& flags);
+
+// Standard input: {"text": …} a line. Standard output: {"ids": […]} a line, in order.
+absl::Status Tokenize(const std::string& model);
+
+struct LogitsFlags {
+  std::string model;
+  std::string ids;  // a file of {"ids": […]} lines; "-" for standard input
+  std::string out;  // a safetensors file that must not exist yet
+  std::string dtype = "fp32";
+};
+absl::Status Logits(const LogitsFlags& flags);
+
+struct GenerateFlags {
+  std::string model;
+  std::string prompt;
+  int64_t max_tokens = 64;
+  SamplingOptions sampling;
+  uint64_t seed = 0;
+  std::string dtype = "bf16";
+};
+absl::Status Generate(const GenerateFlags& flags);
+
+struct ConvertFlags {
+  std::string model;
+  std::string out;  // a folder that must not exist yet
+  std::string dtype = "fp32";
+};
+absl::Status Convert(const ConvertFlags& flags);
+
+}  // namespace stillhouse
