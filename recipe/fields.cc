@@ -342,7 +342,7 @@ void ReadMap(const YamlNode& node, const std::string& path, absl::string_view sc
     wrapped.column = node.column;
     YamlNode key = node;
     key.text = std::string(scalar_key);
-    wrapped.entries.emplace_back(std::move(key), node);
+    wrapped.entries.push_back({std::move(key), node});
     map = &wrapped;
   }
   if (map->kind != YamlNode::Kind::kMap) {

@@ -219,7 +219,7 @@ void Reader::ReadLoss(const YamlNode& node, const std::string& path, StudentReci
     YamlNode empty = node;
     empty.kind = YamlNode::Kind::kMap;
     map.kind = YamlNode::Kind::kMap;
-    map.entries.emplace_back(node, empty);
+    map.entries.push_back({node, empty});
   }
   LossRecipe loss;
   ReadMap(map, path, "", report_, [&](Fields& f) {

@@ -185,7 +185,7 @@ class TreeBuilder final : public YAML::EventHandler {
     if (parent.kind == YamlNode::Kind::kList) {
       parent.items.push_back(std::move(node));
     } else {
-      parent.entries.emplace_back(*std::exchange(level.key, std::nullopt), std::move(node));
+      parent.entries.push_back({*std::exchange(level.key, std::nullopt), std::move(node)});
     }
   }
   void AddKey(Level& level, YamlNode key) {

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 #include <variant>
 #include <vector>
 
@@ -20,16 +19,23 @@ inline constexpr size_t kYamlBytesMax = 256 << 10;
 inline constexpr int kYamlDepthMax = 32;
 inline constexpr size_t kYamlNodesMax = 20'000;
 
+struct YamlEntry;
+
 struct YamlNode {
   enum class Kind { kNull, kScalar, kList, kMap };
   Kind kind = Kind::kNull;
-  int line = 1, column = 1;     // of its first character, from 1
-  int height = 1;               // levels of nodes, this one included
-  size_t nodes = 1;             // of this tree
-  std::string text;             // of a scalar
-  bool quoted = false;          // a quoted scalar is text, never a number or a truth value
-  std::vector<YamlNode> items;  // of a list
-  std::vector<std::pair<YamlNode, YamlNode>> entries;  // of a map, keys being scalars
+  int line = 1, column = 1;        // of its first character, from 1
+  int height = 1;                  // levels of nodes, this one included
+  size_t nodes = 1;                // of this tree
+  std::string text;                // of a scalar
+  bool quoted = false;             // a quoted scalar is text, never a number or a truth value
+  std::vector<YamlNode> items;     // of a list
+  std::vector<YamlEntry> entries;  // of a map
+};
+
+struct YamlEntry {
+  YamlNode key;  // a scalar
+  YamlNode value;
 };
 
 // What is wrong, and where.

@@ -13,7 +13,6 @@ namespace {
 
 // Headers lie under 'h' and the name, pieces under 'p', generation and index.
 constexpr char kHeaderPrefix = 'h';
-constexpr char kPiecePrefix = 'p';
 constexpr absl::string_view kHashPrefix = "sha256/";
 
 std::string HeaderKey(absl::string_view name) { return absl::StrCat("h", name); }

@@ -27,15 +27,15 @@ TEST(YamlTreeTest, KeepsPlacesKindsAndQuotes) {
   const auto* root = std::get_if<YamlNode>(&result);
   ASSERT_NE(root, nullptr);
   ASSERT_EQ(root->entries.size(), 2u);
-  EXPECT_EQ(root->entries[0].first.text, "a");
-  EXPECT_EQ(root->entries[0].second.text, "1");
-  EXPECT_FALSE(root->entries[0].second.quoted);
-  const YamlNode& list = root->entries[1].second;
+  EXPECT_EQ(root->entries[0].key.text, "a");
+  EXPECT_EQ(root->entries[0].value.text, "1");
+  EXPECT_FALSE(root->entries[0].value.quoted);
+  const YamlNode& list = root->entries[1].value;
   ASSERT_EQ(list.items.size(), 2u);
   EXPECT_TRUE(list.items[0].quoted);
   EXPECT_EQ(list.items[0].line, 3);
   EXPECT_EQ(list.items[0].column, 5);
-  EXPECT_EQ(list.items[1].entries[0].second.kind, YamlNode::Kind::kNull);
+  EXPECT_EQ(list.items[1].entries[0].value.kind, YamlNode::Kind::kNull);
   EXPECT_EQ(root->height, 4);
 }
 
@@ -64,7 +64,7 @@ TEST(YamlTreeTest, AliasesAreCopiesWithinTheLimits) {
   const auto result = ParseYaml("a: &x {k: [1, 2]}\nb: *x\n");
   const auto* root = std::get_if<YamlNode>(&result);
   ASSERT_NE(root, nullptr);
-  EXPECT_EQ(root->entries[1].second.entries[0].second.items[1].text, "2");
+  EXPECT_EQ(root->entries[1].value.entries[0].value.items[1].text, "2");
   EXPECT_EQ(Refused("a: &x [1, *x]\n"), "1:11: a[1]: an alias inside the very thing it names");
   EXPECT_NE(Refused("a: *nobody\n").find("yaml: "), std::string::npos);
 }

@@ -1,0 +1,110 @@
+// Model files: GGUF, safetensors, config.json, tokenizer.json.
+#include "common/file.h"
+#include "common/status.h"
+#include "formats/model_config.h"
+#include "formats/model_files.h"
+#include "formats/safetensors.h"
+#include "formats/tokenizer_spec.h"
+#include "tests/formats/tiny_model.h"
+#include "tests/fuzz/target.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr char kText[] = "Three stills, 12 casks; naïve café\n\n  and 3.14";
+
+std::shared_ptr<TempFolder> NewFolder() {
+  auto folder = TempFolder::Create("fuzz");
+  SH_CHECK_OK(folder);
+  return std::make_shared<TempFolder>(*std::move(folder));
+}
+
+std::string Bytes(const std::string& path) {
+  const auto bytes = ReadFile(path);
+  SH_CHECK_OK(bytes);
+  return *bytes;
+}
+
+// The files are opened from disk, as they are in use.
+std::string Place(const TempFolder& folder, const char* name, absl::string_view bytes) {
+  const std::string path = JoinPath(folder.path(), name);
+  FILE* const file = std::fopen(path.c_str(), "wb");
+  SH_CHECK(file != nullptr);
+  SH_CHECK(std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size());
+  SH_CHECK(std::fclose(file) == 0);
+  return path;
+}
+
+TinyModelOptions Small() {
+  TinyModelOptions options;
+  options.layers = 1;
+  options.hidden = 32;
+  options.intermediate = 32;
+  options.heads = 2;
+  options.kv_heads = 1;
+  return options;
+}
+
+void ReadAll(const ModelFiles& model) {
+  for (const auto& parameter : model.config.Parameters()) {
+    (void)model.weights->RawBytes(parameter.name);
+  }
+  const auto ids = model.tokenizer->Encode(kText);
+  if (ids.ok()) (void)model.tokenizer->Decode(*ids, /*skip_special=*/false);
+}
+
+FuzzTarget GgufTarget() {
+  const auto folder = NewFolder();
+  std::vector<std::string> seeds;
+  for (const char* type : {"F32", "Q4_1"}) {
+    const std::string path = JoinPath(folder->path(), type);
+    SH_CHECK_OK(WriteTinyGguf(path, Small(), type));
+    seeds.push_back(Bytes(path));
+  }
+  return {"gguf", seeds, [folder](absl::string_view input) {
+            const auto model = OpenModelFiles(Place(*folder, "model.gguf", input));
+            if (model.ok()) ReadAll(*model);
+          }};
+}
+
+FuzzTarget SafetensorsTarget() {
+  const auto folder = NewFolder();
+  const std::string model = JoinPath(folder->path(), "model");
+  SH_CHECK_OK(WriteTinyModel(model, Small()));
+  return {"safetensors",
+          {Bytes(JoinPath(model, "model.safetensors"))},
+          [folder](absl::string_view input) {
+            const auto file = SafetensorsFile::Open(Place(*folder, "x.safetensors", input));
+            if (!file.ok()) return;
+            for (const SafetensorsTensor& tensor : (*file)->tensors()) (*file)->Bytes(tensor);
+          }};
+}
+
+FuzzTarget ConfigTarget() {
+  const auto folder = NewFolder();
+  const std::string model = JoinPath(folder->path(), "model");
+  SH_CHECK_OK(WriteTinyModel(model, Small()));
+  return {"config_json", {Bytes(JoinPath(model, "config.json"))}, [](absl::string_view input) {
+            const auto config = ParseConfigJson(input, "config.json");
+            if (config.ok()) (void)config->Parameters();
+          }};
+}
+
+FuzzTarget TokenizerTarget() {
+  return {"tokenizer_json", {TinyTokenizerJson()}, [](absl::string_view input) {
+            auto spec = ParseTokenizerJson(input, "tokenizer.json");
+            if (!spec.ok()) return;
+            const auto tokenizer = MakeTokenizer(*std::move(spec));
+            if (!tokenizer.ok()) return;
+            const auto ids = (*tokenizer)->Encode(kText);
+            if (ids.ok()) (void)(*tokenizer)->Decode(*ids, /*skip_special=*/true);
+          }};
+}
+
+}  // namespace
+
+std::vector<FuzzTarget> FormatTargets() {
+  return {GgufTarget(), SafetensorsTarget(), ConfigTarget(), TokenizerTarget()};
+}
+
+}  // namespace stillhouse

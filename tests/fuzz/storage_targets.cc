@@ -1,0 +1,154 @@
+// The codecs' payloads, the cache's records, and plan files.
+#include "common/file.h"
+#include "common/random.h"
+#include "common/status.h"
+#include "dataset/plan.h"
+#include "dataset/plan_writer.h"
+#include "storage/codec.h"
+#include "storage/record.h"
+#include "tests/fuzz/target.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr uint32_t kRows = 5;
+constexpr uint32_t kDraws = 50;
+constexpr uint32_t kVocabulary = 49152;
+constexpr uint32_t kHiddenSize = 8;
+
+StatsRows SomeStats() {
+  StatsRows rows;
+  RandomStream random(/*seed=*/3);
+  for (uint32_t row = 0; row < kRows; ++row) {
+    rows.entropy.push_back(static_cast<float>(random.NextUniform() * 9));
+    rows.logsumexp.push_back(static_cast<float>(random.NextNormal() * 20));
+    rows.top1_id.push_back(static_cast<int32_t>(random.NextBelow(kVocabulary)));
+    rows.top1_logprob.push_back(-static_cast<float>(random.NextUniform()));
+    rows.next_logprob.push_back(-static_cast<float>(random.NextUniform() * 12));
+  }
+  return rows;
+}
+
+SampledRows SomeSampled() {
+  SampledRows rows;
+  rows.draws = kDraws;
+  RandomStream random(/*seed=*/4);
+  for (uint32_t row = 0; row < kRows; ++row) {
+    int32_t id = static_cast<int32_t>(random.NextBelow(1000));
+    for (uint32_t left = kDraws; left > 0;) {
+      const auto count = static_cast<uint16_t>(1 + random.NextBelow(left));
+      rows.ids.push_back(id);
+      rows.counts.push_back(count);
+      left -= count;
+      id += 1 + static_cast<int32_t>(random.NextBelow(3000));
+    }
+    rows.offsets.push_back(static_cast<uint32_t>(rows.ids.size()));
+  }
+  return rows;
+}
+
+FuzzTarget StatsTarget() {
+  return {"codec_stats", {EncodeStats(SomeStats(), 0, kRows)}, [](absl::string_view input) {
+            StatsRows rows;
+            const absl::Status status = DecodeStats(input, kRows, &rows);
+            SH_CHECK(rows.rows() == (status.ok() ? kRows : 0));
+          }};
+}
+
+FuzzTarget SampledTarget() {
+  return {"codec_sampled", {EncodeSampled(SomeSampled(), 0, kRows)}, [](absl::string_view input) {
+            SampledRows rows;
+            rows.draws = kDraws;
+            if (!DecodeSampled(input, kRows, kVocabulary, &rows).ok()) {
+              SH_CHECK(rows.rows() == 0 && rows.ids.empty());
+              return;
+            }
+            SH_CHECK(rows.rows() == kRows);
+            for (size_t row = 0; row < kRows; ++row) {
+              uint32_t draws = 0;
+              for (uint32_t i = rows.offsets[row]; i < rows.offsets[row + 1]; ++i) {
+                SH_CHECK(rows.ids[i] >= 0 && static_cast<uint32_t>(rows.ids[i]) < kVocabulary);
+                SH_CHECK(i == rows.offsets[row] || rows.ids[i] > rows.ids[i - 1]);
+                draws += rows.counts[i];
+              }
+              SH_CHECK(draws == kDraws);
+            }
+          }};
+}
+
+FuzzTarget HiddenTarget() {
+  HiddenRows rows{.hidden_size = kHiddenSize, .values = {}};
+  rows.values.assign(static_cast<size_t>(kRows) * kHiddenSize, 0x3f80);
+  return {"codec_hidden", {EncodeHidden(rows, 0, kRows)}, [](absl::string_view input) {
+            HiddenRows decoded{.hidden_size = kHiddenSize, .values = {}};
+            (void)DecodeHidden(input, kRows, &decoded);
+            (void)CanonicalValues({.kind = SectionKind::kHiddenLast, .hidden_size = kHiddenSize},
+                                  input, kRows);
+          }};
+}
+
+FuzzTarget RecordTarget() {
+  const std::string payload = EncodeStats(SomeStats(), 0, kRows);
+  PartRecord part;
+  part.row_count = kRows;
+  part.payload = payload;
+  const std::string object = EncodeObjectHeader({.size = 10, .generation = 2, .digest = {}});
+  return {"records",
+          {EncodePartRecord(part), EncodeOriginRecord({}), EncodeIndexEntry({}), object,
+           EncodePieceRecord({.generation = 1, .index = 2, .payload = payload}), PlaceKey({1, 2}),
+           IndexKey({})},
+          [](absl::string_view input) {
+            (void)IsOriginRecord(input);
+            (void)ParsePartRecord(input);
+            (void)ParseOriginRecord(input);
+            (void)ParsePlaceKey(input);
+            (void)ParseIndexKey(input);
+            (void)ParseIndexEntry(input);
+            (void)ParseObjectHeader(input);
+            (void)ParsePieceRecord(input);
+          }};
+}
+
+std::string SomePlan() {
+  const auto folder = TempFolder::Create("fuzz");
+  SH_CHECK_OK(folder);
+  auto writer = PlanWriter::Create({.folder = folder->path(),
+                                    .tokenizer = Sha256Of("tokenizer"),
+                                    .vocabulary = 100,
+                                    .max_tokens = 9,
+                                    .shuffle_window = 2,
+                                    .chunk_tokens = 20,
+                                    .seed = 1,
+                                    .domains = {"a", "other"}});
+  SH_CHECK_OK(writer);
+  for (uint32_t source = 0; source < 6; ++source) {
+    const std::vector<int32_t> ids(2 + source, static_cast<int32_t>(source));
+    SH_CHECK_OK((*writer)->Add(ids, std::vector<uint8_t>(ids.size(), 1), source % 2, source));
+  }
+  const auto written = (*writer)->Finish({false, true, false, false, false, false});
+  SH_CHECK_OK(written);
+  const auto bytes = ReadFile(written->path);
+  SH_CHECK_OK(bytes);
+  return *bytes;
+}
+
+FuzzTarget PlanTarget() {
+  return {"plan", {SomePlan()}, [](absl::string_view input) {
+            const auto plan = ParsePlan(std::make_shared<const std::string>(input));
+            if (!plan.ok()) return;
+            for (uint32_t i = 0; i < (*plan)->chunk_count(); ++i) (void)(*plan)->chunk(i).batches;
+            for (uint32_t i = 0; i < (*plan)->document_count(); ++i) {
+              for (const int32_t id : (*plan)->document(i).tokens) {
+                SH_CHECK(id >= 0 && static_cast<uint32_t>(id) < (*plan)->vocabulary());
+              }
+            }
+          }};
+}
+
+}  // namespace
+
+std::vector<FuzzTarget> StorageTargets() {
+  return {StatsTarget(), SampledTarget(), HiddenTarget(), RecordTarget(), PlanTarget()};
+}
+
+}  // namespace stillhouse
