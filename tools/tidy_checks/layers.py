@@ -1,6 +1,5 @@
 """Includes against the edge table, and heavy headers confined to the folders that own them."""
 
-import pathlib
 import re
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.M)
@@ -16,7 +15,7 @@ CONFINED = [
     (r"^mpi\.h$", "MPI", ("sharding",), False),
     (r"^spdlog/", "spdlog", ("common",), False),
     (r"^yaml-cpp/", "yaml-cpp", ("recipe",), False),
-    (r"^(torch|ATen|c10|caffe2)/", "LibTorch", ("model", "teacher_pool", "student"), True),
+    (r"^(torch|ATen|c10|caffe2)/", "LibTorch", ("model", "teacher_pool", "student", "bench"), True),
 ]
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PROTOBUF = re.compile(r"\.pb\.h$|^google/protobuf/")
@@ -43,10 +42,8 @@ def _program_uses(tree):
                 sources.append(word)
             elif section == "USES":
                 used.append(word)
-        folder = str(pathlib.PurePosixPath(cmake).parent)
         for source in sources:
-            path = str(pathlib.PurePosixPath(folder) / source) if folder != "." else source
-            uses.setdefault(path, set()).update(used)
+            uses.setdefault(tree.named(cmake, source), set()).update(used)
     return uses
 
 

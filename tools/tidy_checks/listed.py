@@ -6,18 +6,8 @@ import re
 
 def _named(tree):
     """Paths that the CMake files name, whatever the command."""
-    named = set()
-    for cmake, _, words in tree.commands():
-        folder = pathlib.PurePosixPath(cmake).parent
-        for word in words:
-            for part in word.split(";"):
-                if re.search(r"\.(cc|cu|proto|py|sh)$", part):
-                    part = part.replace("${CMAKE_CURRENT_SOURCE_DIR}/", "")
-                    if part.startswith("${PROJECT_SOURCE_DIR}/"):
-                        named.add(part[len("${PROJECT_SOURCE_DIR}/"):])
-                    else:
-                        named.add(str(folder / part) if str(folder) != "." else part)
-    return named
+    return {tree.named(cmake, part) for cmake, _, words in tree.commands()
+            for word in words for part in word.split(";") if re.search(r"\.(cc|cu|py|sh)$", part)}
 
 
 def _python_test_named(tree, path):

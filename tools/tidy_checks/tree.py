@@ -112,6 +112,15 @@ class Tree:
                 waiting.extend(self.edges.get(name, ()))
         return seen
 
+    @staticmethod
+    def named(cmake, word):
+        """The path below the root that `word` in the file `cmake` stands for."""
+        for variable, folder in (("${PROJECT_SOURCE_DIR}/", pathlib.PurePosixPath("")),
+                                 ("${CMAKE_CURRENT_SOURCE_DIR}/", pathlib.PurePosixPath(cmake).parent)):
+            if word.startswith(variable):
+                return str(folder / word[len(variable):])
+        return str(pathlib.PurePosixPath(cmake).parent / word)
+
     @functools.lru_cache(maxsize=None)
     def commands(self):
         """Every command of the CMakeLists.txt files, as (file, command, words)."""

@@ -9,7 +9,7 @@ CODE = [
     (r"\bsystem_clock::now\b|\babsl::Now\b|\bgettimeofday\b", "take a common/clock.h Clock",
      ("common/clock.cc", "common/log.cc")),
     (r"\bsteady_clock::now\b", "take a common/clock.h Clock", ("common/", "bench/", "tests/")),
-    (r"\bs?rand\s*\(|\brandom_device\b", "use common/random.h with a seed", ("common/random.cc",)),
+    (r"\bs?rand\s*\(", "use common/random.h with a seed", ()),
     (r"\bstd::regex\b", "parse by hand or use PCRE2", ()),
     (r"\bstd::(\w*mutex|condition_variable\w*|lock_guard|unique_lock|scoped_lock|shared_lock)\b",
      "use common/mutex.h, which clang's thread-safety analysis sees", ("common/mutex.h",)),
