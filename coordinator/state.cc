@@ -123,7 +123,7 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
                                             before == ChunkState::kDurable
                                                 ? " is in the cache no more: captured again"
                                                 : " was reported done, but the cache has it not"));
-    if (reported) ++worker->second.failures_in_a_row;
+    if (reported) BlameWorker(worker->second, "what it reported done is not in the cache", effects);
     job->chunks.ConfirmAbsent(index);
     effects.rows.insert({RowRef::Kind::kChunk, job->name, index});
   }

@@ -277,6 +277,8 @@ absl::Duration MedianChunkTime(const Job& job);
 absl::Duration StallLimit(const Job& job);
 bool Serves(const Worker& worker, const Job& job);  // same teacher, same dtype, alive, not leaving
 std::string DescribeChunk(const std::string& job, uint32_t chunk);
+// One more failure in a row of this process; at kWorkerFailuresMax it is quarantined.
+void BlameWorker(Worker& worker, const std::string& reason, Effects& effects);
 // The chunk table said that these grants are moot.
 void RemoveLeases(State& state, const std::vector<uint64_t>& epochs);
 // Captured or failed, when every chunk is settled.

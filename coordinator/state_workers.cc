@@ -42,15 +42,6 @@ void BlameChunk(State& state, Job& job, uint32_t chunk, const WorkerRef& worker,
   SettleJob(job, effects);
 }
 
-void BlameWorker(Worker& worker, const std::string& reason, Effects& effects) {
-  if (++worker.failures_in_a_row < kWorkerFailuresMax || !worker.leave.empty()) return;
-  worker.leave = absl::StrCat(worker.failures_in_a_row, " chunks failed one after another in ",
-                              worker.ref.name, ", the last with: ", reason);
-  worker.leave.resize(std::min(worker.leave.size(), kReasonBytesMax));
-  effects.warnings.push_back(absl::StrCat("quarantined: ", worker.leave));
-  effects.rows.insert({RowRef::Kind::kQuarantine, worker.ref.name});
-}
-
 // The worker was lost, or hung, with this grant. The first time says nothing about the chunk; when
 // it was alone with it on a retry, it does.
 void LoseLease(State& state, uint64_t epoch, const std::string& how, Effects& effects) {
@@ -124,6 +115,15 @@ void ForgetOldWorkers(State& state, absl::Duration now) {
 }
 
 }  // namespace
+
+void BlameWorker(Worker& worker, const std::string& reason, Effects& effects) {
+  if (++worker.failures_in_a_row < kWorkerFailuresMax || !worker.leave.empty()) return;
+  worker.leave = absl::StrCat(worker.failures_in_a_row, " chunks failed one after another in ",
+                              worker.ref.name, ", the last with: ", reason);
+  worker.leave.resize(std::min(worker.leave.size(), kReasonBytesMax));
+  effects.warnings.push_back(absl::StrCat("quarantined: ", worker.leave));
+  effects.rows.insert({RowRef::Kind::kQuarantine, worker.ref.name});
+}
 
 absl::StatusOr<std::vector<GrantRef>> OnRegister(State& state, const RegisterEvent& event,
                                                  absl::Duration now, Effects& effects) {

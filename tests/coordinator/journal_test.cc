@@ -1,0 +1,192 @@
+#include "coordinator/journal.h"
+
+#include <gmock/gmock.h>
+
+#include "common/file.h"
+#include "tests/coordinator/state_fixture.h"
+
+namespace stillhouse {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class JournalTest : public StateTest {
+ protected:
+  // Everything that the events so far marked is written.
+  void WriteTo(Journal& journal) {
+    ASSERT_TRUE(journal.Write(EncodeRows(state_, effects_.rows)).ok());
+    effects_.rows.clear();
+  }
+};
+
+TEST_F(JournalTest, WhatWasJournaledComesBackAndTheRestDoesNot) {
+  const auto store = MakeMemoryKvStore(1);
+  absl::StatusOr<Journal::Opened> opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->state.incarnation, 1);
+  state_ = std::move(opened->state);
+
+  SubmitAndReconcile(300, 2);
+  Register("t", 1);
+  Finish(MustLease("t", 1), "t", 1);
+  Fail(MustLease("t", 1), "t", 1, /*chunk_at_fault=*/true);
+  for (uint64_t i = 2; i <= kChunkFailuresMax; ++i) {
+    Register("t", i);
+    Fail(MustLease("t", i), "t", i, /*chunk_at_fault=*/true);
+  }
+  const GrantRef leased = MustLease("t", kChunkFailuresMax);
+  ASSERT_TRUE(OnStartRun(state_, {"run/j/a", 5, "h", 1}, now_, effects_).ok());
+  RunProgress progress;
+  progress.phase = "training";
+  progress.evaluation = RunEvaluation{.step = 20, .perplexity = 90, .kl = 1.25, .agreement = 0.5};
+  ASSERT_TRUE(OnReport(state_, "run/j/a", 1, progress, now_, effects_).ok());
+  ASSERT_TRUE(OnCommitCheckpoint(state_, "run/j/a", 1, 20, "step-20.1.ab", effects_).ok());
+  WriteTo(*opened->journal);
+
+  absl::StatusOr<Journal::Opened> again = Journal::OpenOver(*store);
+  ASSERT_TRUE(again.ok()) << again.status();
+  const State& state = again->state;
+  EXPECT_EQ(state.incarnation, 2);
+  const Job& job = state.jobs.at("job/j");
+  EXPECT_EQ(job.recipe_text, "name: j\n");
+  EXPECT_EQ(job.capture, state_.jobs.at("job/j").capture);
+  EXPECT_EQ(job.chunks.specs(), state_.jobs.at("job/j").chunks.specs());
+  EXPECT_EQ(job.chunks.at(0).state, ChunkState::kDurable);
+  EXPECT_EQ(job.chunks.at(1).state, ChunkState::kPoisoned);
+  EXPECT_EQ(job.chunks.at(1).failures, state_.jobs.at("job/j").chunks.at(1).failures);
+  EXPECT_EQ(job.chunks.at(leased.chunk).state, ChunkState::kPending) << "leases are volatile";
+  EXPECT_EQ(job.chunks.rows_durable(), 100);
+  EXPECT_EQ(job.rows_computed, 100);
+  EXPECT_THAT(job.runs, ElementsAre("run/j/a", "run/j/b"));
+  const auto& run = state.runs.at("run/j/a");
+  EXPECT_EQ(run.epoch, 1);
+  EXPECT_EQ(run.incarnation, 5);
+  EXPECT_EQ(run.checkpoint, "step-20.1.ab");
+  EXPECT_EQ(run.teacher_rows_charged, 100);
+  EXPECT_EQ(run.best->kl, 1.25);
+  EXPECT_EQ(run.last.phase, "training");
+  EXPECT_EQ(SerializeAdminView(*ViewState(state, "run/j/a", now_)), [&] {
+    AdminView live = *ViewState(state_, "run/j/a", now_);
+    live.coordinator_incarnation = 2;
+    live.jobs[0].chunks_leased = 0;
+    return SerializeAdminView(live);
+  }());
+}
+
+TEST_F(JournalTest, AnIdempotencyKeyOutlivesARestart) {
+  const auto store = MakeMemoryKvStore(1);
+  absl::StatusOr<Journal::Opened> opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok());
+  Submit(Submission(2));
+  WriteTo(*opened->journal);
+  opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok());
+  state_ = std::move(opened->state);
+  const uint64_t generation = job().generation;
+  EXPECT_FALSE(Submit(Submission(2)).resumed);
+  EXPECT_EQ(job().generation, generation);
+}
+
+TEST_F(JournalTest, AReplacedPlanLeavesNoChunkOfTheOldOne) {
+  const auto store = MakeMemoryKvStore(1);
+  absl::StatusOr<Journal::Opened> opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok());
+  SubmitAndReconcile(300);
+  SubmitEvent neighbour = Submission(1);
+  neighbour.name = "j-2";  // its keys come right after those of "j"
+  neighbour.runs.clear();
+  Submit(neighbour);
+  durable_ = {0};
+  AnswerCache();
+  for (uint32_t i = 0; i < 300; ++i) durable_.insert(i);
+  OnInventory(state_, {"job/j", job().generation, {0, 255, 299}}, {true, true, true}, now_,
+              effects_);
+  WriteTo(*opened->journal);
+  SubmitEvent event = Submission(3);
+  event.key = "key-2";
+  event.capture.plan = Sha256Of("plan 2");
+  Submit(event);
+  WriteTo(*opened->journal);
+  opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ(opened->state.jobs.at("job/j").chunks.CountIn(ChunkState::kPending), 3);
+  EXPECT_EQ(opened->state.jobs.at("job/j-2").chunks.CountIn(ChunkState::kDurable), 1);
+}
+
+TEST_F(JournalTest, QuarantineOutlivesARestart) {
+  const auto store = MakeMemoryKvStore(1);
+  absl::StatusOr<Journal::Opened> opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok());
+  SubmitAndReconcile(5);
+  Register("t", 1);
+  for (int i = 0; i < kWorkerFailuresMax; ++i) Fail(MustLease("t", 1), "t", 1, false);
+  WriteTo(*opened->journal);
+  opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  state_ = std::move(opened->state);
+  OnOpened(state_, now_, effects_);
+  AnswerCache();
+  Register("t", 1);
+  EXPECT_THAT(Lease("t", 1).leave, HasSubstr("one after another"));
+  Register("t", 2);
+  EXPECT_TRUE(Lease("t", 2).grant.has_value());
+  WriteTo(*opened->journal);
+  opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok());
+  EXPECT_TRUE(opened->state.workers.empty());
+}
+
+TEST_F(JournalTest, ADamagedOrSwappedRowIsNamed) {
+  const auto store = MakeMemoryKvStore(1);
+  absl::StatusOr<Journal::Opened> opened = Journal::OpenOver(*store);
+  ASSERT_TRUE(opened.ok());
+  Submit(Submission(2));
+  const std::vector<JournalChange> changes = EncodeRows(state_, effects_.rows);
+  ASSERT_GE(changes.size(), 3);
+  for (const JournalChange& change : changes) {
+    if (change.kind != JournalChange::Kind::kPut) continue;
+    for (size_t i = 0; i < change.value.size(); i += 7) {
+      std::string damaged = change.value;
+      damaged[i] = static_cast<char>(damaged[i] ^ 0x10);
+      State state;
+      const absl::Status status = DecodeRow(change.key, damaged, &state);
+      EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+      EXPECT_THAT(status.message(), HasSubstr(change.key));
+    }
+    State state;
+    EXPECT_TRUE(absl::IsDataLoss(DecodeRow(change.key + "x", change.value, &state)));
+    EXPECT_TRUE(absl::IsDataLoss(
+        DecodeRow(change.key, absl::string_view(change.value).substr(0, 9), &state)));
+  }
+}
+
+TEST_F(JournalTest, OnDiskItIsHeldByOneAndReadByOthersWhenNobodyHoldsIt) {
+  const absl::StatusOr<TempFolder> folder = TempFolder::Create();
+  ASSERT_TRUE(folder.ok());
+  const std::string path = JoinPath(folder->path(), "journal");
+  EXPECT_TRUE(absl::IsNotFound(ReadJournal(path).status()));
+  {
+    absl::StatusOr<Journal::Opened> opened = Journal::Open(path, nullptr);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    const absl::Status second = Journal::Open(path, nullptr).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(second)) << second;
+    EXPECT_THAT(second.message(), HasSubstr("held by another process"));
+    EXPECT_TRUE(absl::IsFailedPrecondition(ReadJournal(path).status()));
+    SubmitAndReconcile(2);
+    Register("t", 1);
+    Finish(MustLease("t", 1), "t", 1);
+    WriteTo(*opened->journal);
+  }  // no Close: what was written is durable without it
+  const absl::StatusOr<AdminView> view = ReadJournal(path);
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(view->jobs[0].chunks_durable, 1);
+  EXPECT_EQ(view->runs.size(), 2);
+  EXPECT_TRUE(absl::IsNotFound(ReadJournal(path, "job/none").status()));
+  const absl::StatusOr<Journal::Opened> again = Journal::Open(path, nullptr);
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->state.incarnation, 2);
+}
+
+}  // namespace
+}  // namespace stillhouse

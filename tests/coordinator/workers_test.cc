@@ -1,0 +1,230 @@
+#include <gmock/gmock.h>
+
+#include "tests/coordinator/state_fixture.h"
+
+namespace stillhouse {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+
+using WorkersTest = StateTest;
+
+TEST_F(WorkersTest, ASilentWorkerIsLostAndItsChunkRetriedAloneElsewhere) {
+  SubmitAndReconcile(2);
+  Register("t", 1);
+  Register("u", 1);
+  Finish(MustLease("t", 1), "t", 1);
+  const GrantRef lost = MustLease("t", 1);
+  for (int i = 0; i < 3; ++i) {
+    Pass(absl::Seconds(5));
+    Beat("u", 1);
+  }
+  EXPECT_EQ(chunk(1).state, ChunkState::kPending);
+  EXPECT_TRUE(chunk(1).solo);
+  EXPECT_THAT(chunk(1).failures, IsEmpty()) << "a first loss says nothing about the chunk";
+  EXPECT_TRUE(Beat("t", 1, {{lost, 40}}).unknown_worker);
+  EXPECT_EQ(MustLease("u", 1).chunk, 1);
+}
+
+TEST_F(WorkersTest, HeartbeatsKeepALeaseAndAGapOfOursCostsNobodyAnything) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  for (int i = 0; i < 8; ++i) {
+    Pass(absl::Seconds(5));
+    EXPECT_THAT(Beat("t", 1, {{grant, static_cast<uint64_t>(i + 1)}}).cancelled, IsEmpty());
+  }
+  now_ += absl::Minutes(10);  // suspended, say
+  ObserveTime(state_, now_);
+  OnTick(state_, now_, effects_);
+  EXPECT_EQ(chunk(0).state, ChunkState::kLeased);
+  Pass(absl::Seconds(16));
+  EXPECT_EQ(chunk(0).state, ChunkState::kPending);
+}
+
+TEST_F(WorkersTest, ARenewalWithoutProgressIsRefused) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  for (int i = 0; i < 12; ++i) {
+    Pass(absl::Seconds(5));
+    EXPECT_THAT(Beat("t", 1, {{grant, 10}}).cancelled, IsEmpty()) << i;
+  }
+  Pass(absl::Seconds(5));
+  EXPECT_THAT(Beat("t", 1, {{grant, 10}}).cancelled, IsEmpty()) << "60 s since 10 rows were new";
+  Pass(absl::Seconds(5));
+  EXPECT_THAT(Beat("t", 1, {{grant, 10}}).cancelled, ElementsAre(grant));
+  EXPECT_EQ(chunk(0).state, ChunkState::kPending);
+}
+
+TEST_F(WorkersTest, ALossOnASoloRetryIsTheChunksFaultTheThirdPoisons) {
+  SubmitAndReconcile(2);
+  for (uint64_t incarnation = 1; incarnation <= 4; ++incarnation) {
+    Register("t", incarnation);  // the process before is thereby known to be dead
+    EXPECT_EQ(chunk(0).failures.size(), incarnation < 3 ? 0 : incarnation - 2);
+    EXPECT_EQ(MustLease("t", incarnation).chunk, 0);
+  }
+  Register("t", 5);
+  EXPECT_EQ(chunk(0).state, ChunkState::kPoisoned);
+  Finish(MustLease("t", 5), "t", 5);
+  EXPECT_EQ(job().phase, JobPhase::kFailed);
+  EXPECT_THAT(job().problem, HasSubstr("chunk 0"));
+}
+
+TEST_F(WorkersTest, AWorkerThatFailsChunkAfterChunkIsAskedToLeave) {
+  SubmitAndReconcile(5);
+  Register("t", 1);
+  Register("u", 1);
+  Finish(MustLease("u", 1), "u", 1);
+  for (int i = 0; i < kWorkerFailuresMax; ++i) {
+    Fail(MustLease("t", 1), "t", 1, /*chunk_at_fault=*/false);
+    Beat("u", 1);
+  }
+  EXPECT_THAT(Lease("t", 1).leave, HasSubstr("failed one after another in t"));
+  EXPECT_EQ(effects_.rows.count({RowRef::Kind::kQuarantine, "t"}), 1);
+  Register("t", 2);
+  EXPECT_TRUE(Lease("t", 2).grant.has_value()) << "a fresh process has a clean record";
+}
+
+TEST_F(WorkersTest, SuccessClearsTheRecord) {
+  SubmitAndReconcile(8);
+  Register("t", 1);
+  for (int i = 0; i < 2 * kWorkerFailuresMax; ++i) {
+    if (i % 2 == 0) {
+      Finish(MustLease("t", 1), "t", 1);
+    } else {
+      Fail(MustLease("t", 1), "t", 1, /*chunk_at_fault=*/false);
+    }
+  }
+  EXPECT_EQ(Lease("t", 1).leave, "");
+}
+
+TEST_F(WorkersTest, ADoneThatTheCacheDoesNotConfirmCountsAgainstTheWorker) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  for (int i = 0; i < kWorkerFailuresMax; ++i) {
+    const GrantRef grant = MustLease("t", 1);
+    ASSERT_TRUE(OnDone(state_, {{"t", 1}, grant, 100, 0}, now_, effects_).ok());
+    EXPECT_EQ(chunk(0).state, ChunkState::kConfirming);
+    AnswerCache();
+    EXPECT_EQ(chunk(0).state, ChunkState::kPending);
+  }
+  EXPECT_THAT(Lease("t", 1).leave, HasSubstr("not in the cache"));
+}
+
+TEST_F(WorkersTest, ADelayedLeaseRequestGrantsNothing) {
+  SubmitAndReconcile(3);
+  Register("t", 1);
+  const LeaseEvent old{{"t", 1}, ++sequence_};
+  Finish(MustLease("t", 1), "t", 1);
+  EXPECT_FALSE(OnLease(state_, old, now_, effects_).grant.has_value());
+  EXPECT_EQ(state_.leases.size(), 0);
+}
+
+TEST_F(WorkersTest, AskedAgainTheSameGrantIsAnsweredAgain) {
+  SubmitAndReconcile(3);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  EXPECT_EQ(MustLease("t", 1), grant);
+  EXPECT_EQ(state_.leases.size(), 1);
+}
+
+TEST_F(WorkersTest, ALaterProcessOfTheSameNameReplacesTheEarlierForGood) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  MustLease("t", 1);
+  Register("t", 2);
+  EXPECT_EQ(chunk(0).state, ChunkState::kPending);
+  EXPECT_TRUE(Beat("t", 1).unknown_worker);
+  EXPECT_TRUE(absl::IsAborted(OnRegister(state_, Registration("t", 1), now_, effects_).status()));
+  EXPECT_EQ(MustLease("t", 2).chunk, 0);
+}
+
+TEST_F(WorkersTest, ALeavingWorkerGivesBackWithoutBlame) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  ASSERT_TRUE(OnFailed(state_, {{"t", 1}, grant, "draining", false, true}, now_, effects_).ok());
+  EXPECT_EQ(chunk(0).state, ChunkState::kPending);
+  EXPECT_FALSE(chunk(0).solo);
+  EXPECT_EQ(state_.workers.at("t").failures_in_a_row, 0);
+  Beat("t", 1, {}, "left");
+  EXPECT_EQ(state_.workers.at("t").life, WorkerLife::kLeft);
+}
+
+TEST_F(WorkersTest, AfterARestartGrantsArePresentedAgainAndEpochsGoOn) {
+  SubmitAndReconcile(3);
+  Register("t", 1);
+  Finish(MustLease("t", 1), "t", 1);
+  const GrantRef held = MustLease("t", 1);
+  // A coordinator that knows only what was journaled.
+  State restarted;
+  restarted.incarnation = state_.incarnation + 1;
+  restarted.jobs["job/j"].name = "job/j";
+  restarted.jobs["job/j"].capture = job().capture;
+  restarted.jobs["job/j"].chunks = ChunkTable(job().chunks.specs());
+  state_ = std::move(restarted);
+  OnOpened(state_, now_, effects_);
+  EXPECT_TRUE(Beat("t", 1, {{held, 10}}).unknown_worker);
+  EXPECT_THAT(Register("t", 1, {held}), ElementsAre(held));
+  AnswerCache();
+  EXPECT_EQ(chunk(0).state, ChunkState::kDurable) << "found in the cache";
+  EXPECT_EQ(chunk(1).state, ChunkState::kLeased);
+  Register("u", 1);
+  const GrantRef next = MustLease("u", 1);
+  EXPECT_EQ(next.chunk, 2);
+  EXPECT_GT(next.epoch, held.epoch);
+  Finish(held, "t", 1);
+  EXPECT_EQ(chunk(1).state, ChunkState::kDurable);
+}
+
+TEST_F(WorkersTest, GrantsOfASettledChunkOrAFutureCoordinatorAreNotKept) {
+  SubmitAndReconcile(2);
+  durable_ = {0};
+  Register("t", 1);
+  Finish(MustLease("t", 1), "t", 1);
+  EXPECT_THAT(Register("t", 1, {{"job/j", 0, 1}}), IsEmpty());
+  EXPECT_THAT(Register("t", 1, {{"job/j", 1, uint64_t{99} << 32}}), IsEmpty());
+  EXPECT_THAT(Register("t", 1, {{"job/j", 7, 1}}), IsEmpty());
+  EXPECT_THAT(Register("t", 1, {{"job/none", 0, 1}}), IsEmpty());
+}
+
+TEST_F(WorkersTest, RowsAreChargedToTheFirstRunOnceEvenIfReportedTwice) {
+  SubmitAndReconcile(2);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  Finish(grant, "t", 1);
+  ASSERT_TRUE(OnDone(state_, {{"t", 1}, grant, 100, 0}, now_, effects_).ok());
+  EXPECT_EQ(state_.runs.at("run/j/a").teacher_rows_charged, 100);
+  EXPECT_EQ(state_.runs.at("run/j/b").teacher_rows_charged, 0);
+  EXPECT_EQ(job().rows_computed, 100);
+  // Rows that a lost worker stored were computed, and are paid.
+  const GrantRef lost = MustLease("t", 1);
+  Beat("t", 1, {{lost, 30}});
+  Register("t", 2);
+  Finish(MustLease("t", 2), "t", 2);
+  EXPECT_EQ(state_.runs.at("run/j/a").teacher_rows_charged, 230);
+}
+
+TEST_F(WorkersTest, OtherValuesForAStoredKeyAreCounted) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  ASSERT_TRUE(OnDone(state_, {{"t", 1}, grant, 100, 3}, now_, effects_).ok());
+  ASSERT_TRUE(OnDone(state_, {{"t", 1}, grant, 100, 3}, now_, effects_).ok());
+  EXPECT_EQ(job().parts_mismatched, 3);
+}
+
+TEST_F(WorkersTest, BadRegistrationsAreRefused) {
+  EXPECT_TRUE(
+      absl::IsInvalidArgument(OnRegister(state_, Registration("", 1), now_, effects_).status()));
+  RegisterEvent greedy = Registration("t", 1);
+  greedy.held.resize(kHeldMax + 1);
+  EXPECT_TRUE(absl::IsInvalidArgument(OnRegister(state_, greedy, now_, effects_).status()));
+  EXPECT_TRUE(absl::IsNotFound(OnDone(state_, {{"t", 1}, {"job/x", 0, 1}}, now_, effects_)));
+}
+
+}  // namespace
+}  // namespace stillhouse
