@@ -47,9 +47,11 @@ class ThreadedJournal final : public AsyncJournal {
 
   void Write(std::vector<JournalChange> changes,
              absl::AnyInvocable<void(absl::Status)> done) override {
-    pool_.Post([this, changes = std::move(changes), done = std::move(done)]() mutable {
-      absl::Status status = journal_.Write(changes);
-      executor_.Post([done = std::move(done), status = std::move(status)]() mutable {
+    // Without `this`: a write under way outlives us by as long as the pool does.
+    pool_.Post([&journal = journal_, &executor = executor_, changes = std::move(changes),
+                done = std::move(done)]() mutable {
+      absl::Status status = journal.Write(changes);
+      executor.Post([done = std::move(done), status = std::move(status)]() mutable {
         done(std::move(status));
       });
     });

@@ -51,11 +51,11 @@ absl::Status CheckOwner(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path) {
+absl::StatusOr<CoordinatorPlace> ReadCoordinatorPlace(const std::string& path) {
   SH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kFileBytesMax));
   SH_RETURN_IF_ERROR(CheckOwner(path));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  CoordinatorFile file;
+  CoordinatorPlace file;
   const auto has = [&](const char* key, bool (nlohmann::json::*is)() const noexcept) {
     return json.is_object() && json.contains(key) && (json[key].*is)();
   };
@@ -149,13 +149,13 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> WorkerProcess::Create(const Optio
 absl::Status WorkerProcess::Init(OnSignal on_signal) {
   signals_ = std::make_unique<Signals>(loop_, std::move(on_signal));
   const absl::Duration give_up = SystemClock().Now() + options_.file_wait;
-  absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(options_.coordinator_file);
+  absl::StatusOr<CoordinatorPlace> file = ReadCoordinatorPlace(options_.coordinator_file);
   Mutex mutex;
   CondVar never;
   while (absl::IsNotFound(file.status()) && SystemClock().Now() < give_up) {
     MutexLock lock(mutex);
     never.WaitFor(mutex, kFilePoll);
-    file = ReadCoordinatorFile(options_.coordinator_file);
+    file = ReadCoordinatorPlace(options_.coordinator_file);
   }
   SH_RETURN_IF_ERROR_AT(file, "finding the coordinator");
   coordinator_ = std::make_unique<Connection>(loop_);
@@ -170,7 +170,7 @@ absl::Status WorkerProcess::Init(OnSignal on_signal) {
 
 void WorkerProcess::WatchFile() {
   file_reader_->Post([this] {
-    absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(options_.coordinator_file);
+    absl::StatusOr<CoordinatorPlace> file = ReadCoordinatorPlace(options_.coordinator_file);
     loop_.Post([this, file = std::move(file)] {
       // Not there, or half of it: the coordinator is between two lives.
       if (file.ok()) TakeFile(*file);
@@ -179,7 +179,7 @@ void WorkerProcess::WatchFile() {
   });
 }
 
-void WorkerProcess::TakeFile(const CoordinatorFile& file) {
+void WorkerProcess::TakeFile(const CoordinatorPlace& file) {
   for (const absl::Status& status :
        {coordinator_->ConnectTo(file.address), cache_->ConnectTo(file.cache)}) {
     if (!status.ok()) LogWarning(status.ToString());

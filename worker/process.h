@@ -24,7 +24,7 @@
 namespace stillhouse {
 
 // coordinator.json, as coordinatord writes it.
-struct CoordinatorFile {
+struct CoordinatorPlace {
   std::string address;
   uint64_t incarnation = 0;
   int64_t pid = 0;
@@ -32,7 +32,7 @@ struct CoordinatorFile {
 };
 // NotFound when the file is not there, DataLoss when it is not such a file, PermissionDenied when
 // others than its owner, this user, may write it.
-absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path);
+absl::StatusOr<CoordinatorPlace> ReadCoordinatorPlace(const std::string& path);
 
 class WorkerProcess {
  public:
@@ -68,7 +68,7 @@ class WorkerProcess {
   explicit WorkerProcess(const Options& options);
   absl::Status Init(OnSignal on_signal);
   void WatchFile();
-  void TakeFile(const CoordinatorFile& file);
+  void TakeFile(const CoordinatorPlace& file);
 
   const Options options_;
   std::string host_;

@@ -23,7 +23,7 @@ namespace stillhouse {
 namespace {
 
 constexpr char kAddress[] = "memory://coordinator";
-constexpr int kChunks = 40;
+constexpr int kChunks = 120;
 constexpr uint64_t kRows = 10;  // of each chunk
 constexpr int kWorkers = 3;
 

@@ -22,7 +22,7 @@ namespace {
 
 struct Flags {
   std::string coordinator;
-  std::string worker;
+  std::string name;
   std::string teacher;
   std::string dtype = "bf16";
   int64_t batch_ms = 0;
@@ -45,7 +45,7 @@ absl::Status Work(const Flags& flags) {
   Mutex mutex;
   CondVar ended;
   std::optional<absl::Status> status;
-  const auto agent = MakeAgent({.worker = flags.worker,
+  const auto agent = MakeAgent({.worker = flags.name,
                                 .host = process->host(),
                                 .pid = process->pid(),
                                 .incarnation = process->incarnation(),
@@ -74,7 +74,7 @@ int Main(int argc, char** argv) {
   CLI::App app("A teacher worker that computes made-up rows: for tests and scale trials.");
   Flags flags;
   app.add_option("--coordinator", flags.coordinator, "the coordinator's file")->required();
-  app.add_option("--worker", flags.worker, "unique name, for example teacher-0")->required();
+  app.add_option("--name", flags.name, "unique name, for example teacher-0")->required();
   app.add_option("--teacher", flags.teacher, "fingerprint it answers for, 64 digits")->required();
   app.add_option("--dtype", flags.dtype, "of the teacher it stands for")->capture_default_str();
   app.add_option("--batch-ms", flags.batch_ms, "time that each batch is made to take")
@@ -85,7 +85,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitOk : kExitUsage;
   }
-  SH_CHECK_OK(InitLog({.program = flags.worker}));
+  SH_CHECK_OK(InitLog({.program = flags.name}));
   const absl::Status status = Work(flags);
   if (!status.ok()) LogError(status.message());
   return ExitCodeFor(status);
