@@ -74,6 +74,24 @@ TEST_F(CheckpointTest, ReadsBackBitForBit) {
   EXPECT_TRUE(SameBits(state_, other));
 }
 
+TEST_F(CheckpointTest, TheShardsBytesAreAsTheHeaderStates) {
+  CheckpointStore store(folder_.path());
+  const auto name = store.Write(Progress(20), state_, 1);
+  ASSERT_TRUE(name.ok());
+  const auto bytes = ReadFile(Path(*name, "rank-0-of-1.state"));
+  ASSERT_TRUE(bytes.ok());
+  const uint64_t n = state_.layout.size();
+  std::string expected = "SHSTATE1";
+  for (const uint64_t field : {n, uint64_t{0}, n}) {
+    for (int byte = 0; byte < 8; ++byte) expected += static_cast<char>(field >> (8 * byte));
+  }
+  expected.resize(64, '\0');
+  for (const FlatBuffer<float>* buffer : {&state_.masters, &state_.first, &state_.second}) {
+    expected.append(reinterpret_cast<const char*>(buffer->data()), n * sizeof(float));
+  }
+  EXPECT_EQ(*bytes, expected);
+}
+
 TEST_F(CheckpointTest, WhereverAWriteStopsTheOlderOneStands) {
   CheckpointStore good(folder_.path());
   const auto first = good.Write(Progress(10), state_, 1);

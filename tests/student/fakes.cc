@@ -171,6 +171,7 @@ void FakeRun::Want(std::vector<WantItem> items, Callback<WantAnswer> done) {
 
 void FakeRun::Report(RunReport report, Callback<bool> done) {
   executor_.Post([this, report = std::move(report), done = std::move(done)]() mutable {
+    if (on_report != nullptr) on_report(report);
     reports.push_back(std::move(report));
     done(cancelled);
   });
@@ -178,6 +179,7 @@ void FakeRun::Report(RunReport report, Callback<bool> done) {
 
 void FakeRun::CommitCheckpoint(uint64_t, std::string folder, Callback<bool> done) {
   executor_.Post([this, folder = std::move(folder), done = std::move(done)]() mutable {
+    if (on_commit != nullptr) on_commit();
     if (!commit_status.ok()) return done(commit_status);
     committed = std::move(folder);
     done(true);

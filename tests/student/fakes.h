@@ -2,7 +2,7 @@
 // coordinator in memory that answer as the real ones do.
 #pragma once
 
-#include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -77,6 +77,9 @@ class FakeRun final : public RunClient {
   std::vector<RunReport> reports;
   std::string committed;       // the last checkpoint
   absl::Status commit_status;  // what CommitCheckpoint answers
+  // Called first, on the executor.
+  std::function<void(const RunReport&)> on_report;
+  std::function<void()> on_commit;
 
   void Start(Callback<RunSpec> done) override;
   void Want(std::vector<WantItem> items, Callback<WantAnswer> done) override;

@@ -1,0 +1,355 @@
+// Whole runs of a tiny student, against a cache and a coordinator in memory.
+
+#include "student/trainer.h"
+
+#include <atomic>
+#include <fstream>
+#include <thread>
+
+#include "absl/strings/str_replace.h"
+#include "common/event_loop.h"
+#include "common/file.h"
+#include "common/random.h"
+#include "common/status.h"
+#include "dataset/data_order.h"
+#include "formats/json.h"
+#include "formats/model_files.h"
+#include "formats/safetensors.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "model/parallel.h"
+#include "recipe/recipe.h"
+#include "student/checkpoint.h"
+#include "tests/formats/tiny_model.h"
+#include "tests/student/fakes.h"
+
+namespace stillhouse {
+namespace {
+
+using ::testing::Contains;
+using ::testing::HasSubstr;
+using ::testing::SizeIs;
+
+constexpr uint32_t kHidden = 64;
+constexpr uint64_t kSeed = 7;  // of the recipe below
+
+constexpr char kRecipe[] = R"(name: test
+teacher: {model: teacher, dtype: fp32}
+dataset:
+  sources: [{path: "corpus.txt"}]
+  max_tokens: 32
+capture:
+  logits: {method: sampled, draws: 50}
+cache: {directory: cache}
+output: runs
+students:
+  - name: small
+    init: {from: teacher, layers: {keep: 2, by: block_influence}}
+    dtype: bf16
+    batch: {tokens: 60, micro_batch: 40, packing: true}
+    losses:
+      - {kl: {targets: sampled}, weight: 0.9}
+      - {cross_entropy: {}, weight: 0.1}
+    optimizer: {name: adamw, lr: 5e-3, warmup: 0.2, clip: 1.0}
+    steps: 7
+    seed: 7
+    evaluate: {every: 3}
+    checkpoint: {every: 2, keep: 2}
+)";
+
+// One machine's worth of run: folders, services, and the thread that the services run on.
+class Bench {
+ public:
+  explicit Bench(const std::string& recipe_text)
+      : folder_(*TempFolder::Create()), cache(loop_), run(loop_), thread_([this] { loop_.Run(); }) {
+    SetComputeThreads(1);
+    SH_CHECK_OK(WriteTinyModel(JoinPath(folder_.path(), "teacher"), {.layers = 4}));
+    const std::string recipe_path = JoinPath(folder_.path(), "recipe.yaml");
+    SH_CHECK_OK(WriteFileAtomically(recipe_path, recipe_text));
+    auto recipe = ReadRecipe(recipe_path);
+    SH_CHECK_OK(recipe);
+    auto tokenizer = OpenTokenizer(recipe->teacher.model);
+    SH_CHECK_OK(tokenizer);
+    const std::string bytes =
+        MakeTestPlanBytes({.vocabulary = static_cast<uint32_t>((*tokenizer)->size()),
+                           .tokenizer = (*tokenizer)->Fingerprint()});
+    plan = *ParsePlan(std::make_shared<const std::string>(bytes));
+    cache.objects[PlanObjectName(plan->digest())] = bytes;
+    teacher.fingerprint = Sha256Of("teacher");
+    teacher.vocabulary = plan->vocabulary();
+    teacher.hidden_size = kHidden;
+    spec.recipe_path = recipe_path;
+    spec.recipe_text = recipe_text;
+    spec.student = recipe->students.at(0).name;
+    spec.plan = plan->digest();
+    spec.teacher = teacher.fingerprint;
+    spec.run_epoch = 1;
+    spec.run_folder = RunFolder(*recipe, recipe->students.at(0));
+    for (const SectionSpec& section : teacher.Sections()) {
+      spec.sections.push_back(section.Canonical());
+      spec.held_out_sections.push_back(section.Canonical());
+    }
+    output = recipe->output;
+    run.retry = absl::Milliseconds(20);
+    AddObjects();
+    for (uint32_t chunk = 0; chunk < plan->chunk_count(); ++chunk) {
+      cache.AddChunk(*plan, teacher, chunk);
+      run.states[chunk] = ChunkAvailability::kDurable;
+    }
+  }
+  ~Bench() {
+    loop_.Stop();
+    thread_.join();
+  }
+
+  absl::Status Train() {
+    return TrainStudent(spec, Services{loop_, run, cache, stop},
+                        {.report_every = absl::Milliseconds(20)});
+  }
+  // As a restart by the coordinator would: another epoch, from the last committed checkpoint.
+  absl::Status TrainAgain() {
+    OnLoop([&] { spec.checkpoint = run.committed; });
+    ++spec.run_epoch;
+    stop = false;
+    return Train();
+  }
+  void OnLoop(absl::AnyInvocable<void()> call) { RunOnExecutor(loop_, std::move(call)); }
+  std::string Exported() {
+    auto bytes = ReadFile(JoinPath(output, "small/model.safetensors"));
+    return bytes.ok() ? *bytes : std::string(bytes.status().message());
+  }
+  std::string ExitKind() {
+    auto json = ReadJsonFile(JoinPath(spec.run_folder, "exit.json"), 1 << 16);
+    return json.ok() ? (*json)["kind"].get<std::string>() : std::string(json.status().message());
+  }
+
+ private:
+  void AddObjects();
+  TempFolder folder_;
+  EventLoop loop_;
+
+ public:
+  FakeCache cache;
+  FakeRun run;
+  std::shared_ptr<const Plan> plan;
+  TestTeacher teacher;
+  RunSpec spec;
+  std::string output;
+  std::atomic<bool> stop = false;
+
+ private:
+  std::thread thread_;
+};
+
+void Bench::AddObjects() {
+  const Digest& fingerprint = teacher.fingerprint;
+  cache.objects[ArtefactObjectName(fingerprint, absl::StrCat("influence/", plan->digest().Hex()))] =
+      R"({"influence": [0.9, 0.1, 0.2, 0.8], "rows": 100})";
+  const std::string path = JoinPath(folder_.path(), "head.safetensors");
+  auto writer = SafetensorsWriter::Create(path, {{"lm_head.weight", "BF16", {320, kHidden}}});
+  SH_CHECK_OK(writer);
+  std::vector<float> values(320 * kHidden);
+  RandomStream random(3);
+  for (float& value : values) value = static_cast<float>(random.NextNormal() * 0.2);
+  SH_CHECK_OK((*writer)->AppendF32(values, "BF16"));
+  SH_CHECK_OK((*writer)->Close());
+  cache.objects[ArtefactObjectName(fingerprint, "lm_head/bf16")] = *ReadFile(path);
+}
+
+// The weights that an uninterrupted run of `recipe` exports.
+std::string UninterruptedExport(const std::string& recipe) {
+  Bench bench(recipe);
+  SH_CHECK_OK(bench.Train());
+  return bench.Exported();
+}
+
+TEST(TrainerTest, TrainsEvaluatesCheckpointsAndExports) {
+  Bench bench(kRecipe);
+  const absl::Status status = bench.Train();
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(bench.ExitKind(), "finished");
+
+  const auto exported = OpenModelFiles(JoinPath(bench.output, "small"));
+  ASSERT_TRUE(exported.ok()) << exported.status();
+  EXPECT_EQ(exported->config.layers, 2);
+  EXPECT_EQ(exported->tokenizer->Fingerprint(), bench.plan->tokenizer_fingerprint());
+
+  const auto manifest = ReadJsonFile(JoinPath(bench.spec.run_folder, "manifest.json"), 1 << 20);
+  ASSERT_TRUE(manifest.ok());
+  EXPECT_EQ((*manifest)["teacher_layers"], Json::parse("[0, 3]"));
+
+  std::ifstream metrics(JoinPath(bench.spec.run_folder, "metrics.jsonl"));
+  std::vector<double> losses;
+  int evaluations = 0;
+  for (std::string line; std::getline(metrics, line);) {
+    const Json json = Json::parse(line);
+    if (json.contains("loss")) losses.push_back(json["loss"].get<double>());
+    if (json.contains("evaluation")) ++evaluations;
+  }
+  ASSERT_THAT(losses, SizeIs(7));
+  EXPECT_LT(losses.back(), losses.front());
+  EXPECT_EQ(evaluations, 3);  // after steps 3, 6 and 7
+
+  const auto checkpoints = CheckpointStore(bench.spec.run_folder).List();
+  ASSERT_TRUE(checkpoints.ok());
+  ASSERT_THAT(*checkpoints, SizeIs(2));
+  EXPECT_EQ(checkpoints->front(), bench.run.committed);
+  EXPECT_THAT(checkpoints->front(), testing::StartsWith("step-7.1."));
+  bench.OnLoop([&] {
+    const RunReport& last = bench.run.reports.back();
+    EXPECT_EQ(last.phase, "finished");
+    EXPECT_EQ(last.exported_to, JoinPath(bench.output, "small"));
+    EXPECT_EQ(last.step, 7u);
+    ASSERT_TRUE(last.has_evaluation);
+    EXPECT_EQ(last.evaluation.step, 7u);
+    EXPECT_GT(last.evaluation.kl, 0);
+    EXPECT_GT(last.seconds, 0);
+  });
+}
+
+TEST(TrainerTest, StartsOnTheFirstChunksAndWaitsForTheRest) {
+  Bench bench(kRecipe);
+  const std::string uninterrupted = UninterruptedExport(kRecipe);
+  bench.OnLoop([&] { bench.run.states.clear(); });
+  std::thread teacher([&] {
+    for (uint32_t chunk = 0; chunk < bench.plan->chunk_count(); ++chunk) {
+      bench.OnLoop([&] { bench.run.states[chunk] = ChunkAvailability::kDurable; });
+    }
+  });
+  EXPECT_TRUE(bench.Train().ok());
+  teacher.join();
+  EXPECT_EQ(bench.Exported(), uninterrupted);
+}
+
+TEST(TrainerTest, AfterASignalARestartEndsWithTheSameBits) {
+  Bench bench(kRecipe);
+  // The run comes as far as the data goes, then it is asked to stop.
+  const uint32_t late = bench.plan->document(EpochOrder(*bench.plan, kSeed, 0).back()).chunk;
+  bench.run.states.erase(late);
+  bench.run.on_report = [&](const RunReport& report) {
+    if (report.phase == "waiting" && report.step > 0) bench.stop = true;
+  };
+  const absl::Status status = bench.Train();
+  EXPECT_EQ(StopOf(status), RunStop::kTerminated) << status;
+  EXPECT_EQ(bench.ExitKind(), "terminated");
+  EXPECT_NE(bench.run.committed, "");
+  bench.OnLoop([&] {
+    bench.run.on_report = nullptr;
+    bench.run.states[late] = ChunkAvailability::kDurable;
+  });
+  const absl::Status again = bench.TrainAgain();
+  EXPECT_TRUE(again.ok()) << again;
+  EXPECT_EQ(bench.Exported(), UninterruptedExport(kRecipe));
+}
+
+TEST(TrainerTest, KilledBeforeACommitItGoesBackToTheLastOneAndEndsWithTheSameBits) {
+  Bench bench(kRecipe);
+  // Step 2 commits; of step 4 only the folder is there.
+  bench.run.on_commit = [&] {
+    if (bench.run.committed != "") bench.run.commit_status = absl::UnavailableError("gone");
+  };
+  const absl::Status status = bench.Train();
+  EXPECT_EQ(StopOf(status), RunStop::kFailed) << status;
+  bench.OnLoop([&] {
+    bench.run.on_commit = nullptr;
+    bench.run.commit_status = absl::OkStatus();
+  });
+  const absl::Status again = bench.TrainAgain();
+  EXPECT_TRUE(again.ok()) << again;
+  EXPECT_EQ(bench.Exported(), UninterruptedExport(kRecipe));
+}
+
+TEST(TrainerTest, ADamagedCheckpointIsRefusedAndTheOlderOneLeadsToTheSameBits) {
+  Bench bench(kRecipe);
+  EXPECT_TRUE(bench.Train().ok());
+  const std::string exported = bench.Exported();
+  SH_CHECK_OK(RemoveTree(JoinPath(bench.output, "small")));
+  const std::string shard =
+      JoinPath(bench.spec.run_folder, "checkpoints/" + bench.run.committed + "/rank-0-of-1.state");
+  std::string bytes = *ReadFile(shard);
+  bytes[bytes.size() / 2] ^= 1;
+  SH_CHECK_OK(WriteFileAtomically(shard, bytes));
+  const absl::Status again = bench.TrainAgain();
+  EXPECT_TRUE(again.ok()) << again;
+  EXPECT_EQ(bench.Exported(), exported);
+}
+
+TEST(TrainerTest, WithNoReadableCheckpointItStopsAndSaysSo) {
+  Bench bench(kRecipe);
+  bench.run.committed = "step-4.1.00000000";
+  const absl::Status status = bench.TrainAgain();
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("step-4.1.00000000"));
+}
+
+TEST(TrainerTest, APoisonedChunkCheckpointsAndStops) {
+  Bench bench(kRecipe);
+  bench.OnLoop([&] {
+    bench.run.states[bench.plan->training_chunk_count() - 1] = ChunkAvailability::kPoisoned;
+  });
+  const absl::Status status = bench.Train();
+  EXPECT_EQ(StopOf(status), RunStop::kPoisoned) << status;
+  EXPECT_EQ(bench.ExitKind(), "poisoned");
+  bench.OnLoop([&] {
+    EXPECT_EQ(bench.run.reports.back().phase, "failed");
+    EXPECT_THAT(bench.run.reports.back().message, HasSubstr("chunk"));
+    if (bench.run.reports.back().step > 0) {
+      EXPECT_NE(bench.run.committed, "");
+    }
+  });
+}
+
+TEST(TrainerTest, ACancelledRunLeaves) {
+  Bench bench(kRecipe);
+  bench.OnLoop([&] { bench.run.cancelled = true; });
+  EXPECT_EQ(StopOf(bench.Train()), RunStop::kCancelled);
+  EXPECT_EQ(bench.ExitKind(), "cancelled");
+}
+
+TEST(TrainerTest, ANewerProcessFencesThisOne) {
+  Bench bench(kRecipe);
+  bench.OnLoop(
+      [&] { bench.run.commit_status = absl::AbortedError("a newer process has the run"); });
+  const absl::Status status = bench.Train();
+  EXPECT_EQ(StopOf(status), RunStop::kSuperseded);
+  EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+}
+
+TEST(TrainerTest, StopsEarlyWhenNothingGetsBetter) {
+  // A rate of almost nothing leaves every evaluation as it was.
+  Bench bench(absl::StrReplaceAll(
+      kRecipe, {{"lr: 5e-3", "lr: 1e-30"},
+                {"evaluate: {every: 3}", "evaluate: {every: 1, early_stop: 2}"}}));
+  ASSERT_TRUE(bench.Train().ok());
+  EXPECT_THAT(bench.run.committed, testing::StartsWith("step-3."));
+}
+
+TEST(TrainerTest, AnExportOfAnotherRunIsLeftAlone) {
+  Bench bench(kRecipe);
+  SH_CHECK_OK(MakeFolders(JoinPath(bench.output, "small")));
+  ASSERT_TRUE(bench.Train().ok());
+  bench.OnLoop([&] {
+    EXPECT_THAT(bench.run.reports.back().exported_to, HasSubstr("/small-"));
+    EXPECT_TRUE(PathExists(JoinPath(bench.run.reports.back().exported_to, "config.json")));
+  });
+}
+
+TEST(TrainerTest, OtherLossesAndShapesTrainToo) {
+  const std::pair<std::string, std::string> cases[] = {
+      {"- {kl: {targets: sampled}, weight: 0.9}",
+       "- {kl: {targets: hidden_last, temperature: 2.0}, weight: 0.9}"},
+      {"- {kl: {targets: sampled}, weight: 0.9}\n      ", ""},
+      {"init: {from: teacher, layers: {keep: 2, by: block_influence}}", "init: {from: scratch}"},
+      {"packing: true", "packing: false"},
+      {"dtype: bf16", "dtype: fp32"}};
+  for (const auto& [from, to] : cases) {
+    std::string recipe = absl::StrReplaceAll(kRecipe, {{from, to}});
+    recipe = absl::StrReplaceAll(recipe, {{"draws: 50}", "draws: 50}\n  hidden: {last: true}"}});
+    Bench bench(recipe);
+    const absl::Status status = bench.Train();
+    EXPECT_TRUE(status.ok()) << to << ": " << status;
+  }
+}
+
+}  // namespace
+}  // namespace stillhouse
