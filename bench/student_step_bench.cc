@@ -8,12 +8,12 @@
 #include <numeric>
 #include <vector>
 
-#include "ATen/ops/empty.h"
 #include "benchmark/benchmark.h"
 #include "common/random.h"
 #include "common/status.h"
 #include "common/tensor_view.h"
 #include "formats/model_files.h"
+#include "model/decoder.h"
 #include "student/stepper.h"
 
 namespace stillhouse {
@@ -96,10 +96,10 @@ void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
   SH_CHECK_OK(InitialiseMasters(*shape, *files->weights, 0, &student));
   const auto vocabulary = static_cast<uint32_t>(files->tokenizer->size());
   const auto width = static_cast<uint32_t>(files->config.hidden_size);
-  const at::Tensor head = at::empty({files->config.vocab_size, files->config.hidden_size},
-                                    at::TensorOptions().dtype(at::kBFloat16));
-  head.fill_(0.01);
-  auto model = MakeAutogradStudent(shape->config, student.Weights(), {terms, vocabulary, head});
+  const auto teacher = LoadDecoder(*files, at::kBFloat16);
+  SH_CHECK_OK(teacher);
+  auto model =
+      MakeAutogradStudent(shape->config, student.Weights(), {terms, vocabulary, teacher->head});
   SH_CHECK_OK(model);
   Stepper stepper(recipe, terms, **model, student);
   const BenchPlan plan(vocabulary);

@@ -2,11 +2,11 @@
 
 #include <fcntl.h>
 #include <stdio.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
-#include <random>
 #include <tuple>
 #include <utility>
 
@@ -210,8 +210,9 @@ absl::Status CheckpointStore::WriteInto(const std::string& folder, const RunProg
 absl::StatusOr<std::string> CheckpointStore::Write(const RunProgress& progress,
                                                    const StudentState& state, uint64_t run_epoch) {
   SH_RETURN_IF_ERROR(MakeFolders(folder_));
-  std::random_device device;  // only so that two processes never choose one name
-  const std::string name = absl::StrFormat("step-%d.%d.%08x", progress.step, run_epoch, device());
+  uint32_t nonce = 0;  // only so that two processes never choose one name
+  SH_CHECK(getrandom(&nonce, sizeof(nonce), 0) == sizeof(nonce), "no randomness");
+  const std::string name = absl::StrFormat("step-%d.%d.%08x", progress.step, run_epoch, nonce);
   const std::string final_path = JoinPath(folder_, name);
   const std::string path = final_path + kUnfinished;
   SH_RETURN_IF_ERROR(At("folder"));
