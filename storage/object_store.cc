@@ -112,7 +112,7 @@ absl::StatusOr<ObjectProgress> ObjectStore::Begin(const ObjectPiece& piece, Uplo
   *upload = made.get();
   SH_ASSIGN_OR_RETURN(const auto there, FindHeader(piece.name));
   // A name that is a hash stands for its bytes: nothing more needs to be sent.
-  if (there.has_value() && !piece.replace && absl::StartsWith(piece.name, kHashPrefix)) {
+  if (there.has_value() && there->size == piece.size && absl::StartsWith(piece.name, kHashPrefix)) {
     made->finished = ObjectProgress{.complete = true, .already = true};
     return *made->finished;
   }

@@ -19,6 +19,7 @@ struct Part {
   PartKey key;
   uint32_t row_count = 0;
   std::string payload;  // of storage/codec.h
+  friend bool operator==(const Part&, const Part&) = default;
 };
 
 // Where the parts of one Put come from; stored beside them for audits, outside their identity.

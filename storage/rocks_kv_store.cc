@@ -94,7 +94,6 @@ rocksdb::DBOptions DatabaseOptions(const RocksOptions& options) {
   db.max_bgerror_resume_count = 0;
   db.keep_log_file_num = kInfoLogFilesMax;
   db.max_log_file_size = kInfoLogBytesMax;
-  db.avoid_unnecessary_blocking_io = true;
   db.listeners.push_back(std::make_shared<ErrorListener>(options.on_background_error));
   return db;
 }

@@ -24,7 +24,7 @@ class CacheServer {
   virtual ~CacheServer() = default;
 };
 
-// `rpc` and `store` must outlive the server; it must live until `store` has finished.
+// Destroy `rpc` first, then `store` (whose last work still uses the server), then the server.
 std::unique_ptr<CacheServer> MakeCacheServer(RpcServer& rpc, AsyncStore& store,
                                              const CacheIdentity& identity,
                                              const CacheServer::Options& options = {});

@@ -4,13 +4,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <map>
 
 #include "absl/strings/escaping.h"
 #include "common/random.h"
 #include "common/status.h"
 #include "common/tensor_view.h"
 #include "storage/bit_io.h"
+#include "tests/storage/section_fixtures.h"
 
 namespace stillhouse {
 namespace {
@@ -18,48 +18,6 @@ namespace {
 using testing::ElementsAre;
 
 std::string Hex(absl::string_view bytes) { return std::string(absl::BytesToHexString(bytes)); }
-
-StatsRows MakeStats(int rows, uint64_t seed) {
-  RandomStream random(seed);
-  StatsRows stats;
-  for (int i = 0; i < rows; ++i) {
-    stats.entropy.push_back(static_cast<float>(10 * random.NextUniform()));
-    stats.logsumexp.push_back(static_cast<float>(20 + 5 * random.NextNormal()));
-    stats.top1_id.push_back(static_cast<int32_t>(random.NextBelow(49152)));
-    stats.top1_logprob.push_back(static_cast<float>(-8 * random.NextUniform()));
-    stats.next_logprob.push_back(static_cast<float>(-25 * random.NextUniform()));
-  }
-  return stats;
-}
-
-// Draws with a long tail, as a language model gives them.
-SampledRows MakeSampled(int rows, uint32_t draws, uint32_t vocabulary, uint64_t seed) {
-  RandomStream random(seed);
-  SampledRows sampled;
-  sampled.draws = draws;
-  for (int row = 0; row < rows; ++row) {
-    std::map<int32_t, uint16_t> counts;
-    for (uint32_t i = 0; i < draws; ++i) {
-      ++counts[static_cast<int32_t>(vocabulary * std::pow(random.NextUniform(), 6))];
-    }
-    for (const auto& [id, count] : counts) {
-      sampled.ids.push_back(id);
-      sampled.counts.push_back(count);
-    }
-    sampled.offsets.push_back(static_cast<uint32_t>(sampled.ids.size()));
-  }
-  return sampled;
-}
-
-HiddenRows MakeHidden(int rows, uint32_t width, uint64_t seed) {
-  RandomStream random(seed);
-  HiddenRows hidden;
-  hidden.hidden_size = width;
-  for (uint32_t i = 0; i < rows * width; ++i) {
-    hidden.values.push_back(FloatToBf16(static_cast<float>(random.NextNormal())));
-  }
-  return hidden;
-}
 
 TEST(SectionSpecTest, CanonicalTextsParseBack) {
   const SectionSpec sampled{.kind = SectionKind::kLogitsSampled, .draws = 50};

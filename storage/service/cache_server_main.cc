@@ -1,0 +1,138 @@
+// cache_server: serves one cache directory on one address.
+//
+// SIGTERM and SIGINT stop it cleanly: what was acknowledged is durable at any moment, a clean stop
+// also flushes. Exit codes: docs/exit-codes.md; 4 when another process holds the directory or the
+// address, 7 when the cache is damaged, 1 when the database stops (a full disk, a failing one).
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "common/event_loop.h"
+#include "common/file.h"
+#include "common/log.h"
+#include "common/mutex.h"
+#include "common/status.h"
+#include "storage/async_store.h"
+#include "storage/cache_directory.h"
+#include "storage/service/cache_server.h"
+#include "transport/rpc.h"
+#include "transport/zmq_channel.h"
+
+namespace stillhouse {
+namespace {
+
+constexpr int kReadThreads = 2;
+// Answers that are on their way still leave after the database stopped.
+constexpr absl::Duration kLastAnswers = absl::Milliseconds(200);
+
+struct ServerOptions {
+  std::string directory;
+  std::string address;
+  std::string ready_file;
+  std::string log_file;
+};
+
+// Why the database stopped by itself, told by one of its threads.
+class Stopped {
+ public:
+  void Set(const absl::Status& error) {
+    MutexLock lock(mutex_);
+    error_ = error;
+  }
+  absl::Status Get() {
+    MutexLock lock(mutex_);
+    return error_;
+  }
+
+ private:
+  Mutex mutex_;
+  absl::Status error_ ABSL_GUARDED_BY(mutex_);
+};
+
+// SIGTERM and SIGINT as a descriptor. Called before any other thread begins, which inherits the
+// mask.
+int BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  for (const int signal : {SIGINT, SIGTERM}) sigaddset(&signals, signal);
+  SH_CHECK(pthread_sigmask(SIG_BLOCK, &signals, nullptr) == 0);
+  const int fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+  SH_CHECK(fd >= 0, "signalfd failed, errno ", errno);
+  return fd;
+}
+
+absl::Status WriteReadyFile(const ServerOptions& options, const std::string& address,
+                            const CacheIdentity& identity) {
+  if (options.ready_file.empty()) return absl::OkStatus();
+  const nlohmann::json ready = {{"address", address},
+                                {"incarnation", identity.incarnation},
+                                {"pid", getpid()},
+                                {"store_id", identity.store_id}};
+  return WriteFileAtomically(options.ready_file, ready.dump() + "\n", 0600);
+}
+
+absl::Status Serve(const ServerOptions& options) {
+  const int signals = BlockSignals();
+  EventLoop loop;
+  Stopped stopped;
+  const auto on_error = [&](const absl::Status& error) {
+    stopped.Set(error);
+    loop.PostAfter(kLastAnswers, [&] { loop.Stop(); });
+  };
+  SH_ASSIGN_OR_RETURN(const auto cache, CacheDirectory::Open({.path = options.directory,
+                                                              .on_background_error = on_error}));
+  SH_ASSIGN_OR_RETURN(const auto channel, MakeZmqServerChannel(loop, options.address));
+  auto rpc = MakeRpcServer(*channel, loop);
+  auto store = MakePoolAsyncStore(cache->sections(), cache->objects(), loop, kReadThreads);
+  const auto server = MakeCacheServer(*rpc, *store, cache->sections().identity());
+  SH_RETURN_IF_ERROR(WriteReadyFile(options, channel->address(), cache->sections().identity()));
+  LogInfo("serving the cache ", options.directory, " at ", channel->address(), ", incarnation ",
+          cache->sections().identity().incarnation);
+  loop.WatchFd(signals, [&] {
+    signalfd_siginfo info;
+    while (read(signals, &info, sizeof(info)) == sizeof(info)) loop.Stop();
+  });
+  loop.Run();
+  rpc.reset();    // answers that come now have nowhere to go
+  store.reset();  // finishes what was begun
+  SH_RETURN_IF_ERROR_AT(stopped.Get(),
+                        absl::StrCat("the cache ", options.directory,
+                                     " takes no more (what was acknowledged is safe)"));
+  SH_RETURN_IF_ERROR(cache->Close());
+  LogInfo("stopped");
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  ServerOptions options;
+  CLI::App app("Serves a cache directory to teachers, students and tools.", "cache_server");
+  app.add_option("--dir", options.directory, "cache directory, made if need be")->required();
+  app.add_option("--listen", options.address, "address, as ipc:///run/user/1000/x/cache.sock")
+      ->required();
+  app.add_option("--ready-file", options.ready_file,
+                 "written as JSON {address, incarnation, pid, store_id} once it listens");
+  app.add_option("--log-file", options.log_file, "log lines go here as well");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& wanted) {
+    app.exit(wanted);
+    return kExitOk;
+  } catch (const CLI::ParseError& error) {
+    std::fprintf(stderr, "cache_server: %s (cache_server --help)\n", error.what());
+    return kExitUsage;
+  }
+  absl::Status status = InitLog({.program = "cache_server", .file = options.log_file});
+  if (status.ok()) status = Serve(options);
+  if (status.ok()) return kExitOk;
+  std::fprintf(stderr, "cache_server: %s\n", std::string(status.message()).c_str());
+  return ExitCodeFor(status);
+}
+
+}  // namespace
+}  // namespace stillhouse
+
+int main(int argc, char** argv) { return stillhouse::Main(argc, argv); }
