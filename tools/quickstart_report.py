@@ -51,16 +51,16 @@ def make(result, cache, model, job, control, seconds):
 
 def cache_sizes(du):
     """Bytes of the training sections with their records and index, and what is kept beside them."""
-    training, held_out = du["training"], du["held_out"]
-    stored = training["record_bytes"] + training["index_bytes"]
-    tokens = training["tokens"]
+    training = du["training"]
+    if training["missing"] or du["held_out"]["missing"]:
+        raise SystemExit("quickstart: the cache lacks sections that the job captured")
     return {
         "documents": training["documents"],
-        "tokens": tokens,
-        "bytes": stored,
-        "bytes_per_token": stored / tokens if tokens else 0.0,
+        "tokens": training["rows"],
+        "bytes": training["bytes"],
+        "bytes_per_token": training["bytes_per_row"],
         "artefact_bytes": du["artefact_bytes"],
-        "held_out_bytes": held_out["record_bytes"] + held_out["index_bytes"],
+        "held_out_bytes": du["held_out"]["bytes"],
     }
 
 

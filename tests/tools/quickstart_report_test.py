@@ -23,8 +23,9 @@ RESULT = {
     "runs": [run_of("half", 1.4, 5000), run_of("large", 1.1, 0), run_of("control", 1.6, 0)],
 }
 CACHE = {
-    "training": {"documents": 10, "tokens": 4000, "record_bytes": 100_000, "index_bytes": 20_000},
-    "held_out": {"documents": 1, "tokens": 200, "record_bytes": 7000, "index_bytes": 100},
+    "training": {"documents": 10, "rows": 4000, "missing": 0, "record_bytes": 100_000, "index_bytes": 20_000,
+                 "bytes": 120_000, "bytes_per_row": 30.0},
+    "held_out": {"documents": 1, "rows": 200, "missing": 0, "bytes": 7100},
     "artefact_bytes": 999,
 }
 MODEL = {"parameters": 134_515_008}
@@ -55,6 +56,12 @@ class QuickstartReportTest(unittest.TestCase):
         result["runs"][1]["state"] = "training"
         with self.assertRaisesRegex(SystemExit, "run/handbook/large is training"):
             make(result)
+
+    def test_missing_sections_are_no_report(self):
+        cache = copy.deepcopy(CACHE)
+        cache["held_out"]["missing"] = 2
+        with self.assertRaisesRegex(SystemExit, "lacks sections"):
+            quickstart_report.cache_sizes(cache)
 
     def test_table_has_a_line_for_each(self):
         text = quickstart_report.table(make())
