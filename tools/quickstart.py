@@ -147,7 +147,7 @@ def main():
     print(f"""
 The whole report: {shown(folder / "report.json")}. To paste next:
   python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'
-  build/bin/coordinatorctl init --teacher {shown(options.deps / "teacher" / TEACHER)} --text 'my-text/*.txt' my.yaml
+  build/bin/coordinatorctl init {shown(options.deps / "teacher" / TEACHER)} 'my-text/*.txt' -o my.yaml
   build/bin/coordinatorctl local my.yaml""")
     return 0
 
