@@ -17,9 +17,9 @@ quickstart: build  ## one teacher, one cache, two students, on this machine: at 
 	@python3 tools/quickstart.py
 
 test: build  ## build and run the fast tests: at most 6 minutes when built
-	@tools/run_tests.sh build -LE 'slow|fuzz'
+	@tools/run_tests.sh build -LE slow
 
-test-all: deps  ## what CI runs besides: lint, sanitizers, slow tests, fuzzing for seconds
+test-all: deps  ## what CI runs besides: lint, sanitizers, fuzzing for seconds, slow tests
 	@tools/test_all.sh
 
 bench: deps  ## the benchmarks, in preset release

@@ -134,8 +134,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build", help="the build folder")
     parser.add_argument("--deps", type=pathlib.Path, default=ROOT / ".deps")
+    parser.add_argument("--folder", type=pathlib.Path, help="where everything goes; default: BUILD/quickstart")
     options = parser.parse_args()
-    folder = options.build / "quickstart"
+    folder = options.folder or options.build / "quickstart"
     quickstart = Quickstart(options.build, options.deps, folder)
     report = quickstart.run()
     temporary = folder / "report.json.tmp"
@@ -143,7 +144,7 @@ def main():
     temporary.replace(folder / "report.json")
     print()
     print(quickstart_report.table(report))
-    student = shown(folder / "students" / "half")
+    student = os.path.relpath(folder / "students" / "half", ROOT)
     print(f"""
 The whole report: {shown(folder / "report.json")}. To paste next:
   python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'

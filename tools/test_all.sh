@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make test` leaves out: lint, the core tests under the sanitizers, slow tests, and the fuzzers
-# for seconds. The slow tests come last, so that their summary closes the output.
+# What `make test` leaves out: lint, the core tests under the sanitizers with fuzzing for seconds, and the
+# slow tests. These come last, so that their summary closes the output.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -18,6 +18,6 @@ for sanitizer in asan tsan; do
   tools/run_tests.sh "build-$sanitizer" -LE slow
 done
 
-phase "slow tests and fuzzing"
+phase "slow tests"
 tools/build.sh full
-tools/run_tests.sh build -L 'slow|fuzz'
+tools/run_tests.sh build -L slow
