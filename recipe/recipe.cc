@@ -16,7 +16,7 @@ namespace stillhouse {
 namespace {
 
 constexpr int64_t kTokensMax = 1'000'000;  // of one document
-constexpr int64_t kRowsMax = 1 << 30;  // of one step or chunk
+constexpr int64_t kRowsMax = 1 << 30;      // of one step or chunk
 constexpr int64_t kStepsMax = 1'000'000'000;
 constexpr int64_t kDrawsMax = 1000;
 constexpr int64_t kLayersMax = 1000;
