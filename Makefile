@@ -11,7 +11,7 @@ export CMAKE_ARGS
 
 help:  ## this list
 	@echo "Stillhouse. What you can make:"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
 
 quickstart: build  ## one teacher, one cache, two students, on this machine: at most 15 minutes after the build
 	@python3 tools/quickstart.py
