@@ -327,8 +327,12 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
     if (!options.ingest_folder.empty()) SH_RETURN_IF_ERROR(MakeFolders(options.ingest_folder));
   }
   const auto cache = rocksdb::NewLRUCache(options.block_cache_bytes);
+  // RocksDB insists on a family "default". It stays empty, but the largest memtable decides how
+  // much disk is reserved for each log.
+  rocksdb::ColumnFamilyOptions unused;
+  unused.write_buffer_size = 1 << 20;
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = {
-      {rocksdb::kDefaultColumnFamilyName, rocksdb::ColumnFamilyOptions()}};
+      {rocksdb::kDefaultColumnFamilyName, unused}};
   for (const KvFamilyOptions& family : options.families) {
     descriptors.emplace_back(family.name, FamilyOptions(family, cache));
   }

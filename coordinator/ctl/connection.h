@@ -21,9 +21,9 @@ namespace stillhouse {
 // A coordinator and the coordinator.json it wrote.
 struct Coordinator {
   std::string path;
-  CoordinatorFile file;
+  CoordinatorPlace file;
 };
-bool IsAlive(const CoordinatorFile& file);
+bool IsAlive(const CoordinatorPlace& file);
 
 // Which coordinator a verb means.
 struct CoordinatorChoice {

@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "common/status.h"
+#include "coordinator/ctl/cache_verbs.h"
 #include "coordinator/ctl/verb.h"
 
 namespace stillhouse {
@@ -21,8 +22,9 @@ constexpr char kExitCodes[] =
 
 // The order in which --help lists them.
 constexpr void (*kVerbs[])(CLI::App&, ChosenVerb&) = {
-    AddInitVerb,  AddCheckVerb,  AddLocalVerb,   AddSubmitVerb, AddGetVerb,  AddDescribeVerb,
-    AddWatchVerb, AddCancelVerb, AddWorkersVerb, AddLogsVerb,   AddHelpVerb, AddVersionVerb,
+    AddInitVerb,     AddCheckVerb, AddLocalVerb,   AddSubmitVerb,  AddGetVerb,
+    AddDescribeVerb, AddWatchVerb, AddCancelVerb,  AddWorkersVerb, AddLogsVerb,
+    AddCacheVerb,    AddHelpVerb,  AddVersionVerb,
 };
 
 bool HasVerb(const CLI::App& app, const std::string& name) {

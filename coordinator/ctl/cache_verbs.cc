@@ -1,0 +1,358 @@
+#include "coordinator/ctl/cache_verbs.h"
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "common/file.h"
+#include "common/log.h"
+#include "common/status.h"
+#include "common/tensor_view.h"
+#include "coordinator/ctl/cache_session.h"
+#include "coordinator/ctl/output.h"
+#include "dataset/plan.h"
+#include "storage/codec.h"
+#include "storage/service/cache_client.h"
+
+namespace stillhouse {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kListPage = 1000;
+constexpr int kProblemsShownMax = 100;
+
+struct CacheOptions {
+  CacheChoice choice;
+  OutputFormat format = OutputFormat::kTable;
+  std::string job;
+  std::string prefix;
+  std::string object;
+  std::string section;
+  int64_t document = -1;
+  bool raw = false;
+  std::string out;
+};
+using Options = std::shared_ptr<CacheOptions>;
+
+void AddChoice(CLI::App* verb, const Options& options) {
+  verb->add_option("--dir", options->choice.directory, "cache directory that no server holds");
+  verb->add_option("--server", options->choice.server, "address of a cache server");
+  AddCoordinatorOptions(*verb, &options->choice.coordinator);
+}
+
+void Print(const Json& json, const Table& table, OutputFormat format) {
+  PrintText(format == OutputFormat::kTable ? RenderTable(table) : Render(json, format));
+}
+
+absl::StatusOr<int> Ls(const CacheOptions& options) {
+  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
+  Json json = Json::array();
+  Table table{{"NAME", "BYTES"}, {}};
+  for (std::string after;;) {
+    SH_ASSIGN_OR_RETURN(const auto found, cache->List(options.prefix, after, kListPage));
+    for (const ObjectInfo& object : found) {
+      json.push_back({{"name", object.name}, {"bytes", object.size}});
+      table.rows.push_back({object.name, HumanBytes(object.size)});
+    }
+    if (std::ssize(found) < kListPage) break;
+    after = found.back().name;
+  }
+  Print({{"objects", json}}, table, options.format);
+  return kExitOk;
+}
+
+absl::StatusOr<int> Stat(const CacheOptions& options) {
+  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
+  SH_ASSIGN_OR_RETURN(const CacheStat stat, cache->Stat());
+  Json specs = Json::array();
+  Table table{{"SECTION", "DOCUMENTS", "PARTS", "ROWS", "BYTES", "BYTES/ROW"}, {}};
+  for (const auto& [spec, totals] : stat.specs) {
+    const uint64_t bytes = totals.record_bytes + totals.index_bytes;
+    const double per_row = totals.rows == 0 ? 0 : static_cast<double>(bytes) / totals.rows;
+    specs.push_back({{"section", spec},
+                     {"documents", totals.sections},
+                     {"parts", totals.parts},
+                     {"rows", totals.rows},
+                     {"payload_bytes", totals.payload_bytes},
+                     {"record_bytes", totals.record_bytes},
+                     {"index_bytes", totals.index_bytes},
+                     {"bytes_per_row", per_row}});
+    table.rows.push_back({spec, absl::StrCat(totals.sections), absl::StrCat(totals.parts),
+                          absl::StrCat(totals.rows), HumanBytes(bytes),
+                          absl::StrCat(static_cast<int64_t>(per_row * 10) / 10.0)});
+  }
+  const Json json = {
+      {"store_id", stat.identity.store_id},      {"incarnation", stat.identity.incarnation},
+      {"sections", stat.all.sections},           {"parts", stat.all.parts},
+      {"payload_bytes", stat.all.payload_bytes}, {"record_bytes", stat.all.record_bytes},
+      {"index_bytes", stat.all.index_bytes},     {"objects", stat.objects},
+      {"object_bytes", stat.object_bytes},       {"specs", specs}};
+  if (options.format == OutputFormat::kTable) {
+    PrintText(absl::StrCat("store ", stat.identity.store_id, ", incarnation ",
+                           stat.identity.incarnation, ", ", stat.objects, " objects of ",
+                           HumanBytes(stat.object_bytes), "\n"));
+  }
+  Print(json, table, options.format);
+  return kExitOk;
+}
+
+absl::StatusOr<int> DigestVerb(const CacheOptions& options) {
+  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
+  SH_ASSIGN_OR_RETURN(const JobDigest digest, cache->DigestOfJob(options.job));
+  if (digest.missing > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(digest.missing, " of the ", digest.sections, " sections of ", options.job,
+                     " are not captured yet; the digest exists once all are"));
+  }
+  const Json json = {
+      {"job", options.job}, {"digest", digest.digest.Hex()}, {"sections", digest.sections}};
+  // A bare line, for comparing and for scripts.
+  PrintText(options.format == OutputFormat::kTable ? absl::StrCat(digest.digest.Hex(), "\n")
+                                                   : Render(json, options.format));
+  return kExitOk;
+}
+
+Json ShareJson(const UsageShare& share) {
+  const uint64_t bytes = share.record_bytes + share.index_bytes;
+  return {{"documents", share.documents},
+          {"rows", share.rows},
+          {"sections", share.sections},
+          {"missing", share.missing},
+          {"record_bytes", share.record_bytes},
+          {"index_bytes", share.index_bytes},
+          {"bytes", bytes},
+          {"bytes_per_row", share.rows == 0 ? 0.0 : static_cast<double>(bytes) / share.rows}};
+}
+
+absl::StatusOr<int> Du(const CacheOptions& options) {
+  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
+  SH_ASSIGN_OR_RETURN(const JobUsage usage, cache->UsageOfJob(options.job));
+  const Json json = {{"job", options.job},
+                     {"training", ShareJson(usage.training)},
+                     {"held_out", ShareJson(usage.held_out)},
+                     {"artefact_bytes", usage.artefact_bytes},
+                     {"plan_bytes", usage.plan_bytes}};
+  Table table{{"WHAT", "DOCUMENTS", "ROWS", "MISSING", "BYTES", "BYTES/ROW"}, {}};
+  const auto add = [&table](const char* what, const UsageShare& share) {
+    const uint64_t bytes = share.record_bytes + share.index_bytes;
+    const double per_row = share.rows == 0 ? 0 : static_cast<double>(bytes) / share.rows;
+    table.rows.push_back({what, absl::StrCat(share.documents), absl::StrCat(share.rows),
+                          absl::StrCat(share.missing), HumanBytes(bytes),
+                          absl::StrCat(static_cast<int64_t>(per_row * 10) / 10.0)});
+  };
+  add("training", usage.training);
+  add("held out", usage.held_out);
+  table.rows.push_back({"artefacts", "", "", "", HumanBytes(usage.artefact_bytes), ""});
+  table.rows.push_back({"plan", "", "", "", HumanBytes(usage.plan_bytes), ""});
+  Print(json, table, options.format);
+  return kExitOk;
+}
+
+absl::StatusOr<int> Verify(const CacheOptions& options) {
+  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
+  VerifyStep all;
+  uint64_t problems = 0;
+  do {
+    SH_ASSIGN_OR_RETURN(const VerifyStep step, cache->Verify(all.next));
+    all.records += step.records;
+    all.unreferenced += step.unreferenced;
+    for (const std::string& problem : step.problems) {
+      if (++problems <= kProblemsShownMax) all.problems.push_back(problem);
+    }
+    all.next = step.next;
+  } while (!all.next.empty());
+  if (options.format == OutputFormat::kTable) {
+    for (const std::string& problem : all.problems) PrintText(absl::StrCat(problem, "\n"));
+    PrintText(absl::StrCat(
+        all.records, " records read, ", problems, " damaged",
+        all.unreferenced == 0 ? ""
+                              : absl::StrCat(", ", all.unreferenced, " left by a crash (harmless)"),
+        "\n"));
+  } else {
+    PrintText(Render({{"records", all.records},
+                      {"damaged", problems},
+                      {"unreferenced", all.unreferenced},
+                      {"problems", all.problems}},
+                     options.format));
+  }
+  return problems == 0 ? kExitOk : kExitCorrupt;
+}
+
+absl::Status WriteOut(const CacheOptions& options, absl::string_view bytes) {
+  if (!options.out.empty()) return WriteFileAtomically(options.out, bytes);
+  PrintText(bytes);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SectionSpec> SpecNamed(const std::vector<SectionSpec>& specs,
+                                      const std::string& name) {
+  std::string known;
+  for (const SectionSpec& spec : specs) {
+    if (spec.Name() == name || spec.Canonical() == name) return spec;
+    absl::StrAppend(&known, known.empty() ? "" : ", ", spec.Name());
+  }
+  return absl::NotFoundError(
+      absl::StrCat("this document has no section '", name, "'; it has: ", known));
+}
+
+absl::Status AppendDecoded(const SectionSpec& spec, const Part& part, Json* json) {
+  switch (spec.kind) {
+    case SectionKind::kStats: {
+      StatsRows rows;
+      SH_RETURN_IF_ERROR(DecodeStats(part.payload, part.row_count, &rows));
+      const auto append = [json](const char* name, const auto& values) {
+        for (const auto value : values) (*json)[name].push_back(value);
+      };
+      append("entropy", rows.entropy);
+      append("logsumexp", rows.logsumexp);
+      append("top1_id", rows.top1_id);
+      append("top1_logprob", rows.top1_logprob);
+      append("next_logprob", rows.next_logprob);
+      return absl::OkStatus();
+    }
+    case SectionKind::kLogitsSampled: {
+      SampledRows rows;
+      rows.draws = spec.draws;
+      SH_RETURN_IF_ERROR(DecodeSampled(part.payload, part.row_count, kVocabularyMax, &rows));
+      for (size_t row = 0; row < rows.rows(); ++row) {
+        const uint32_t begin = rows.offsets[row], end = rows.offsets[row + 1];
+        (*json)["ids"].push_back(
+            std::vector<int32_t>(rows.ids.begin() + begin, rows.ids.begin() + end));
+        (*json)["counts"].push_back(
+            std::vector<uint16_t>(rows.counts.begin() + begin, rows.counts.begin() + end));
+      }
+      return absl::OkStatus();
+    }
+    case SectionKind::kHiddenLast: {
+      HiddenRows rows;
+      rows.hidden_size = spec.hidden_size;
+      SH_RETURN_IF_ERROR(DecodeHidden(part.payload, part.row_count, &rows));
+      for (size_t row = 0; row < rows.rows(); ++row) {
+        Json values = Json::array();
+        for (uint32_t i = 0; i < spec.hidden_size; ++i) {
+          values.push_back(Bf16ToFloat(rows.values[row * spec.hidden_size + i]));
+        }
+        (*json)["values"].push_back(std::move(values));
+      }
+      return absl::OkStatus();
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int> GetSection(const CacheOptions& options, CacheSession& cache) {
+  SH_ASSIGN_OR_RETURN(const auto job_bytes, cache.GetObject(JobObjectName(options.job)));
+  SH_ASSIGN_OR_RETURN(const JobObject job, ParseJobObject(*job_bytes));
+  SH_ASSIGN_OR_RETURN(auto plan_bytes, cache.GetObject(PlanObjectName(job.plan)));
+  SH_ASSIGN_OR_RETURN(const auto plan, ParsePlan(std::move(plan_bytes)));
+  if (options.document < 0 || options.document >= plan->document_count()) {
+    return absl::NotFoundError(absl::StrCat("no document ", options.document, "; ", options.job,
+                                            " has documents 0 to ", plan->document_count() - 1));
+  }
+  const PlanDocument document = plan->document(static_cast<uint32_t>(options.document));
+  const bool held_out = plan->chunk(document.chunk).held_out;
+  SH_ASSIGN_OR_RETURN(const SectionSpec spec,
+                      SpecNamed(held_out ? job.held_out_sections : job.sections, options.section));
+  const Digest key = SectionKey(job.teacher, document.key, spec);
+  SH_ASSIGN_OR_RETURN(const auto parts, cache.GetParts(PartKeysOf(key, spec, document.rows())));
+  Json json = {{"job", job.name},
+               {"document", options.document},
+               {"document_key", document.key.Hex()},
+               {"section", spec.Canonical()},
+               {"section_key", key.Hex()},
+               {"rows", document.rows()}};
+  std::string values;
+  for (const std::optional<Part>& part : parts) {
+    if (!part.has_value()) {
+      return absl::NotFoundError(
+          absl::StrCat(spec.Name(), " of document ", options.document, " is not captured yet"));
+    }
+    if (options.raw) {
+      SH_ASSIGN_OR_RETURN(const std::string canonical,
+                          CanonicalValues(spec, part->payload, part->row_count));
+      values += canonical;
+    } else {
+      SH_RETURN_IF_ERROR(AppendDecoded(spec, *part, &json));
+    }
+  }
+  SH_RETURN_IF_ERROR(WriteOut(options, options.raw ? values : json.dump() + "\n"));
+  return kExitOk;
+}
+
+absl::StatusOr<int> Get(const CacheOptions& options) {
+  const bool section = !options.job.empty();
+  if (section == !options.object.empty() ||
+      (section && (options.section.empty() || options.document < 0))) {
+    return absl::InvalidArgumentError(
+        "say what: JOB --document N --section NAME, or --object NAME");
+  }
+  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
+  if (section) return GetSection(options, *cache);
+  SH_ASSIGN_OR_RETURN(const auto bytes, cache->GetObject(options.object));
+  SH_RETURN_IF_ERROR(WriteOut(options, *bytes));
+  return kExitOk;
+}
+
+using Verb = absl::StatusOr<int> (*)(const CacheOptions&);
+
+CLI::App* AddVerb(CLI::App* cache, ChosenVerb& chosen, const char* name, const char* what,
+                  Verb verb, const Options& options) {
+  CLI::App* added = cache->add_subcommand(name, what);
+  AddChoice(added, options);
+  added->callback(
+      [options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
+  return added;
+}
+
+}  // namespace
+
+void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
+  CLI::App* cache = app.add_subcommand("cache", "Look into a cache");
+  cache->require_subcommand(1);
+  auto options = std::make_shared<CacheOptions>();
+
+  CLI::App* ls = AddVerb(cache, chosen, "ls", "List plans, artefacts and jobs", Ls, options);
+  ls->add_option("PREFIX", options->prefix, "only names that begin so: job/, artefact/, sha256/");
+  AddOutputOption(*ls, &options->format);
+  ls->footer(
+      "Examples:\n  coordinatorctl cache ls --dir cache\n"
+      "  coordinatorctl cache ls job/ --dir cache -o json\n");
+
+  CLI::App* stat =
+      AddVerb(cache, chosen, "stat", "What is stored, by kind of section", Stat, options);
+  AddOutputOption(*stat, &options->format);
+  stat->footer("Example:\n  coordinatorctl cache stat --dir cache\n");
+
+  CLI::App* get =
+      AddVerb(cache, chosen, "get", "Write a section of a document, or an object", Get, options);
+  get->add_option("JOB", options->job, "job whose plan numbers the documents");
+  get->add_option("--document", options->document, "number of the document in the plan");
+  get->add_option("--section", options->section, "stats, logits/sampled or hidden/last");
+  get->add_option("--object", options->object, "an object by its name");
+  get->add_flag("--raw", options->raw, "canonical values as bytes (docs/formats.md), not JSON");
+  get->add_option("--out", options->out, "file to write; default: standard output");
+  get->footer(
+      "Examples:\n  coordinatorctl cache get handbook --document 3 --section stats --dir cache\n"
+      "  coordinatorctl cache get --object job/handbook --dir cache\n");
+
+  CLI::App* verify = AddVerb(cache, chosen, "verify", "Read and check everything", Verify, options);
+  AddOutputOption(*verify, &options->format);
+  verify->footer(
+      "Exit code 7 when something is damaged.\n"
+      "Example:\n  coordinatorctl cache verify --dir cache\n");
+
+  CLI::App* digest = AddVerb(cache, chosen, "digest", "One hash over all that a job captured",
+                             DigestVerb, options);
+  digest->add_option("JOB", options->job, "job")->required();
+  AddOutputOption(*digest, &options->format);
+  digest->footer("Example:\n  coordinatorctl cache digest handbook --dir cache\n");
+
+  CLI::App* du = AddVerb(cache, chosen, "du", "What a job takes", Du, options);
+  du->add_option("JOB", options->job, "job")->required();
+  AddOutputOption(*du, &options->format);
+  du->footer("Example:\n  coordinatorctl cache du handbook --dir cache -o json\n");
+}
+
+}  // namespace stillhouse
