@@ -119,8 +119,11 @@ absl::StatusOr<std::string> AskCoordinator(const Coordinator& coordinator,
   absl::StatusOr<std::string> answer = absl::UnknownError("no answer");
   connection->rpc->Call(method, {.body = body, .attachments = {}}, {.deadline = deadline},
                         [&](absl::StatusOr<RpcMessage> message) {
-                          answer = message.status();
-                          if (message.ok()) answer = std::move(message->body);
+                          if (message.ok()) {
+                            answer = std::move(message->body);
+                          } else {
+                            answer = message.status();
+                          }
                           loop.Stop();
                         });
   loop.Run();

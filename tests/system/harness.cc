@@ -9,9 +9,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/clock.h"
@@ -199,13 +201,18 @@ bool WaitUntil(Running& running, const std::function<bool()>& probe, absl::Durat
 
 std::vector<pid_t> ChildrenOf(pid_t parent, const std::string& program) {
   std::vector<pid_t> found;
-  const auto listed = ReadFile(absl::StrCat("/proc/", parent, "/task/", parent, "/children"));
-  if (!listed.ok()) return found;
-  for (const absl::string_view word : absl::StrSplit(*listed, ' ', absl::SkipWhitespace())) {
+  const auto names = ListFolder("/proc");
+  for (const std::string& name : names.value_or(std::vector<std::string>())) {
+    int pid = 0;
+    if (!absl::SimpleAtoi(name, &pid)) continue;
+    // "pid (name) state parent …"; a name may hold anything, so look from its last parenthesis on.
+    const std::string stat = ReadFile(absl::StrCat("/proc/", name, "/stat")).value_or("");
+    const std::vector<std::string> fields =
+        absl::StrSplit(stat.substr(std::min(stat.size(), stat.rfind(')') + 2)), ' ');
+    if (fields.size() < 2 || fields[1] != absl::StrCat(parent)) continue;
     std::error_code error;
-    const std::filesystem::path exe =
-        std::filesystem::read_symlink(absl::StrCat("/proc/", word, "/exe"), error);
-    if (!error && exe.filename() == program) found.push_back(std::stoi(std::string(word)));
+    const auto exe = std::filesystem::read_symlink(absl::StrCat("/proc/", name, "/exe"), error);
+    if (!error && exe.filename() == program) found.push_back(pid);
   }
   return found;
 }
