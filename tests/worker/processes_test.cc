@@ -21,6 +21,7 @@
 #include "common/file.h"
 #include "common/random.h"
 #include "common/status.h"
+#include "dataset/plan.h"
 #include "coordinator/admin_view.h"
 #include "coordinator/journal.h"
 #include "dataset/plan_writer.h"
