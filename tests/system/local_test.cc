@@ -22,7 +22,7 @@ struct Undisturbed {
 };
 const Undisturbed& RunUndisturbed() {
   static const Undisturbed* const kept = [] {
-    Workplace place({.texts = 60, .students = 1, .steps = 2});
+    Workplace place({.texts = 40, .students = 1, .steps = 2});
     const Finished run = place.Local();
     SH_CHECK(run.code == 0, run.err, place.Logs());
     return new Undisturbed{json::parse(run.out), place.CacheDigest()};
@@ -33,7 +33,7 @@ const Undisturbed& RunUndisturbed() {
 // Starts the same job and stops the teacher worker in the middle of the capture.
 class DisturbedTest : public testing::Test {
  protected:
-  DisturbedTest() : place_({.texts = 60, .students = 1, .steps = 2}) {}
+  DisturbedTest() : place_({.texts = 40, .students = 1, .steps = 2}) {}
 
   // True when some chunks are stored, others not, and the teacher worker stands still. It is let
   // run for a few milliseconds at a time, so that the question is always asked in time.
