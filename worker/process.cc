@@ -1,7 +1,7 @@
 #include "worker/process.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/random.h>
 #include <sys/signalfd.h>
@@ -13,7 +13,6 @@
 
 #include "common/file.h"
 #include "common/log.h"
-#include "common/mutex.h"
 #include "common/status.h"
 #include "transport/zmq_channel.h"
 
@@ -51,11 +50,11 @@ absl::Status CheckOwner(const std::string& path) {
 
 }  // namespace
 
-absl::StatusOr<CoordinatorPlace> ReadCoordinatorPlace(const std::string& path) {
+absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path) {
   SH_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kFileBytesMax));
   SH_RETURN_IF_ERROR(CheckOwner(path));
   const nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  CoordinatorPlace file;
+  CoordinatorFile file;
   const auto has = [&](const char* key, bool (nlohmann::json::*is)() const noexcept) {
     return json.is_object() && json.contains(key) && (json[key].*is)();
   };
@@ -119,6 +118,12 @@ class WorkerProcess::Signals {
     close(fd_);
   }
 
+  // Waits, for as long as the loop does not run yet.
+  bool CameWithin(absl::Duration time) const {
+    pollfd readable = {fd_, POLLIN, 0};
+    return poll(&readable, 1, static_cast<int>(absl::ToInt64Milliseconds(time))) > 0;
+  }
+
  private:
   void Read() {
     signalfd_siginfo info;
@@ -149,13 +154,12 @@ absl::StatusOr<std::unique_ptr<WorkerProcess>> WorkerProcess::Create(const Optio
 absl::Status WorkerProcess::Init(OnSignal on_signal) {
   signals_ = std::make_unique<Signals>(loop_, std::move(on_signal));
   const absl::Duration give_up = SystemClock().Now() + options_.file_wait;
-  absl::StatusOr<CoordinatorPlace> file = ReadCoordinatorPlace(options_.coordinator_file);
-  Mutex mutex;
-  CondVar never;
+  absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(options_.coordinator_file);
   while (absl::IsNotFound(file.status()) && SystemClock().Now() < give_up) {
-    MutexLock lock(mutex);
-    never.WaitFor(mutex, kFilePoll);
-    file = ReadCoordinatorPlace(options_.coordinator_file);
+    if (signals_->CameWithin(kFilePoll)) {
+      return absl::CancelledError("told to stop before there was a coordinator");
+    }
+    file = ReadCoordinatorFile(options_.coordinator_file);
   }
   SH_RETURN_IF_ERROR_AT(file, "finding the coordinator");
   coordinator_ = std::make_unique<Connection>(loop_);
@@ -170,7 +174,7 @@ absl::Status WorkerProcess::Init(OnSignal on_signal) {
 
 void WorkerProcess::WatchFile() {
   file_reader_->Post([this] {
-    absl::StatusOr<CoordinatorPlace> file = ReadCoordinatorPlace(options_.coordinator_file);
+    absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(options_.coordinator_file);
     loop_.Post([this, file = std::move(file)] {
       // Not there, or half of it: the coordinator is between two lives.
       if (file.ok()) TakeFile(*file);
@@ -179,7 +183,7 @@ void WorkerProcess::WatchFile() {
   });
 }
 
-void WorkerProcess::TakeFile(const CoordinatorPlace& file) {
+void WorkerProcess::TakeFile(const CoordinatorFile& file) {
   for (const absl::Status& status :
        {coordinator_->ConnectTo(file.address), cache_->ConnectTo(file.cache)}) {
     if (!status.ok()) LogWarning(status.ToString());

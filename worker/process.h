@@ -24,7 +24,7 @@
 namespace stillhouse {
 
 // coordinator.json, as coordinatord writes it.
-struct CoordinatorPlace {
+struct CoordinatorFile {
   std::string address;
   uint64_t incarnation = 0;
   int64_t pid = 0;
@@ -32,7 +32,7 @@ struct CoordinatorPlace {
 };
 // NotFound when the file is not there, DataLoss when it is not such a file, PermissionDenied when
 // others than its owner, this user, may write it.
-absl::StatusOr<CoordinatorPlace> ReadCoordinatorPlace(const std::string& path);
+absl::StatusOr<CoordinatorFile> ReadCoordinatorFile(const std::string& path);
 
 class WorkerProcess {
  public:
@@ -44,6 +44,7 @@ class WorkerProcess {
   // Signals are SIGTERM, SIGINT and SIGUSR2; `on_signal` gets each with its count (1, 2, …), on the
   // loop: drain at the first, leave at once at the second.
   using OnSignal = absl::AnyInvocable<void(int signal, int count)>;
+  // Cancelled when a signal came while the file was waited for.
   static absl::StatusOr<std::unique_ptr<WorkerProcess>> Create(const Options& options,
                                                                OnSignal on_signal);
   // Stops the loop: calls outstanding are dropped. Objects that use the connections must be gone by
@@ -68,7 +69,7 @@ class WorkerProcess {
   explicit WorkerProcess(const Options& options);
   absl::Status Init(OnSignal on_signal);
   void WatchFile();
-  void TakeFile(const CoordinatorPlace& file);
+  void TakeFile(const CoordinatorFile& file);
 
   const Options options_;
   std::string host_;

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_split.h"
 #include "common/file.h"
 #include "tests/coordinator/state_fixture.h"
 
@@ -135,6 +137,53 @@ TEST_F(JournalTest, QuarantineOutlivesARestart) {
   opened = Journal::OpenOver(*store);
   ASSERT_TRUE(opened.ok());
   EXPECT_TRUE(opened->state.workers.empty());
+}
+
+// One line for each row: key and value in hexadecimal digits.
+std::string HexLines(const std::vector<JournalChange>& changes) {
+  std::string lines;
+  for (const JournalChange& change : changes) {
+    if (change.kind != JournalChange::Kind::kPut) continue;
+    absl::StrAppend(&lines, absl::BytesToHexString(change.key), " ",
+                    absl::BytesToHexString(change.value), "\n");
+  }
+  return lines;
+}
+
+TEST_F(JournalTest, TheBytesOfVersion1StayAsTheyAre) {
+  SubmitAndReconcile(3, 1);
+  Register("t", 1);
+  Finish(MustLease("t", 1), "t", 1);
+  Fail(MustLease("t", 1), "t", 1, /*chunk_at_fault=*/true);
+  for (int i = 1; i < kWorkerFailuresMax; ++i) Fail(MustLease("t", 1), "t", 1, false);
+  ASSERT_TRUE(OnStartRun(state_, {"run/j/a", 5, "h", 1}, now_, effects_).ok());
+  RunProgress progress;
+  progress.phase = "training";
+  progress.evaluation = RunEvaluation{.step = 20, .rows = 400, .perplexity = 90, .kl = 1.25};
+  ASSERT_TRUE(OnReport(state_, "run/j/a", 1, progress, now_, effects_).ok());
+  effects_.rows.insert({RowRef::Kind::kMeta, ""});
+
+  const std::string golden_path =
+      absl::StrCat(SH_TEST_SOURCE_DIR, "/tests/coordinator/journal_v1.golden");
+  const absl::StatusOr<std::string> golden = ReadFile(golden_path);
+  const std::string now = HexLines(EncodeRows(state_, effects_.rows));
+  const std::string actual_path = JoinPath(::testing::TempDir(), "journal_v1.actual");
+  if (!golden.ok() || *golden != now) ASSERT_TRUE(WriteFileAtomically(actual_path, now).ok());
+  ASSERT_TRUE(golden.ok()) << golden.status() << "; what is written now: " << actual_path;
+  EXPECT_EQ(*golden, now) << "what is written now: " << actual_path;
+
+  State state;
+  for (absl::string_view line : absl::StrSplit(*golden, '\n', absl::SkipEmpty())) {
+    const std::pair<absl::string_view, absl::string_view> row = absl::StrSplit(line, ' ');
+    ASSERT_TRUE(
+        DecodeRow(absl::HexStringToBytes(row.first), absl::HexStringToBytes(row.second), &state)
+            .ok());
+  }
+  ASSERT_TRUE(CheckRestored(state).ok());
+  EXPECT_EQ(state.jobs.at("job/j").chunks.CountIn(ChunkState::kDurable), 1);
+  EXPECT_EQ(state.jobs.at("job/j").chunks.at(1).failures.size(), 1);
+  EXPECT_EQ(state.runs.at("run/j/a").best->kl, 1.25);
+  EXPECT_THAT(state.workers.at("t").leave, HasSubstr("one after another"));
 }
 
 TEST_F(JournalTest, ADamagedOrSwappedRowIsNamed) {

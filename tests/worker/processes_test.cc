@@ -24,6 +24,7 @@
 #include "dataset/plan.h"
 #include "coordinator/admin_view.h"
 #include "coordinator/journal.h"
+#include "dataset/plan.h"
 #include "dataset/plan_writer.h"
 #include "proto/admin.pb.h"
 #include "proto/cache.pb.h"
@@ -316,10 +317,10 @@ TEST(ProcessesTest, SigtermEndsEachCleanly) {
   EXPECT_EQ(view->jobs[0].state, "capturing");
 }
 
-TEST(CoordinatorPlaceTest, OnlyAWholeFileOfThisUserIsTaken) {
+TEST(CoordinatorFileTest, OnlyAWholeFileOfThisUserIsTaken) {
   const TempFolder folder = *TempFolder::Create();
   const std::string path = JoinPath(folder.path(), "coordinator.json");
-  EXPECT_TRUE(absl::IsNotFound(ReadCoordinatorPlace(path).status()));
+  EXPECT_TRUE(absl::IsNotFound(ReadCoordinatorFile(path).status()));
   const auto write = [&](const std::string& text, int mode) {
     ASSERT_TRUE(WriteFileAtomically(path, text, mode).ok());
     ASSERT_EQ(chmod(path.c_str(), mode), 0);
@@ -327,19 +328,19 @@ TEST(CoordinatorPlaceTest, OnlyAWholeFileOfThisUserIsTaken) {
   const std::string good =
       R"({"address": "ipc:///a", "incarnation": 3, "pid": 7, "cache": "ipc:///b"})";
   write(good, 0600);
-  const absl::StatusOr<CoordinatorPlace> place = ReadCoordinatorPlace(path);
+  const absl::StatusOr<CoordinatorFile> place = ReadCoordinatorFile(path);
   ASSERT_TRUE(place.ok()) << place.status();
   EXPECT_EQ(place->address, "ipc:///a");
   EXPECT_EQ(place->cache, "ipc:///b");
   EXPECT_EQ(place->incarnation, 3);
   EXPECT_EQ(place->pid, 7);
   write(good, 0666);
-  EXPECT_TRUE(absl::IsPermissionDenied(ReadCoordinatorPlace(path).status()));
+  EXPECT_TRUE(absl::IsPermissionDenied(ReadCoordinatorFile(path).status()));
   for (const std::string& bad :
        {std::string(), good.substr(0, 40), std::string("[]"), std::string(R"({"address": 3})"),
         std::string(R"({"address": "a", "incarnation": -1, "pid": 7, "cache": "b"})")}) {
     write(bad, 0600);
-    EXPECT_TRUE(absl::IsDataLoss(ReadCoordinatorPlace(path).status())) << bad;
+    EXPECT_TRUE(absl::IsDataLoss(ReadCoordinatorFile(path).status())) << bad;
   }
 }
 
