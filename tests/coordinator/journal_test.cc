@@ -168,7 +168,9 @@ TEST_F(JournalTest, TheBytesOfVersion1StayAsTheyAre) {
   const absl::StatusOr<std::string> golden = ReadFile(golden_path);
   const std::string now = HexLines(EncodeRows(state_, effects_.rows));
   const std::string actual_path = JoinPath(::testing::TempDir(), "journal_v1.actual");
-  if (!golden.ok() || *golden != now) ASSERT_TRUE(WriteFileAtomically(actual_path, now).ok());
+  if (!golden.ok() || *golden != now) {
+    ASSERT_TRUE(WriteFileAtomically(actual_path, now).ok());
+  }
   ASSERT_TRUE(golden.ok()) << golden.status() << "; what is written now: " << actual_path;
   EXPECT_EQ(*golden, now) << "what is written now: " << actual_path;
 
