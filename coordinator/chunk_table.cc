@@ -139,6 +139,10 @@ uint64_t ChunkTable::Charge(uint32_t index, uint64_t epoch, uint64_t rows) {
   std::vector<ChunkCharge>& charges = chunks_[index].charges;
   auto it = std::find_if(charges.begin(), charges.end(),
                          [&](const ChunkCharge& charge) { return charge.epoch == epoch; });
+  if (it == charges.end() && !charges.empty() && charges.front().epoch == kUnknownGrant) {
+    it = charges.begin();
+    it->epoch = epoch;
+  }
   if (it == charges.end()) {
     if (rows == 0) return 0;
     charges.push_back({epoch, rows});

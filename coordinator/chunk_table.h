@@ -53,6 +53,9 @@ struct ChunkFailure {
   friend bool operator==(const ChunkFailure&, const ChunkFailure&) = default;
 };
 
+// Charged to when it is not known who computed the rows; the first grant reported takes it over.
+inline constexpr uint64_t kUnknownGrant = 0;
+
 struct ChunkCharge {
   uint64_t epoch = 0;  // of the grant under which the rows were computed
   uint64_t rows = 0;

@@ -153,6 +153,7 @@ std::string EncodeJobState(const Job& job) {
   out.set_rows_computed(job.rows_computed);
   out.set_parts_mismatched(job.parts_mismatched);
   out.set_capture_seconds(job.capture_seconds);
+  out.set_baseline(job.baseline);
   return out.SerializeAsString();
 }
 
@@ -167,6 +168,7 @@ absl::Status DecodeJobState(absl::string_view body, Job* job) {
   job->rows_computed = in.rows_computed();
   job->parts_mismatched = in.parts_mismatched();
   job->capture_seconds = in.capture_seconds();
+  job->baseline = in.baseline();
   return absl::OkStatus();
 }
 

@@ -105,6 +105,10 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
     if (present[i]) {
       if (before == ChunkState::kDurable) continue;
       if (reported) worker->second.failures_in_a_row = 0;
+      if (before == ChunkState::kPending && job->baseline && chunk.charges.empty()) {
+        // Somebody computed it for us and died, or we did, before it was reported.
+        ChargeRows(state, *job, index, kUnknownGrant, chunk.spec.rows, effects);
+      }
       RemoveLeases(state, job->chunks.ConfirmPresent(index));
       if (before == ChunkState::kConfirming) {
         job->durable_at.emplace_back(now, chunk.spec.rows);
@@ -134,6 +138,10 @@ void OnReconciled(State& state, const std::string& name, uint64_t generation, Ef
   Job* job = FindJob(state, name);
   if (job == nullptr || job->generation != generation) return;
   job->reconciled = true;
+  if (!job->baseline) {
+    job->baseline = true;
+    effects.rows.insert({RowRef::Kind::kJobState, name});
+  }
   SettleJob(*job, effects);
 }
 

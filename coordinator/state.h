@@ -57,6 +57,9 @@ struct Job {
   uint64_t rows_computed = 0;
   uint64_t parts_mismatched = 0;
   double capture_seconds = 0;  // first lease to last durable chunk
+  // The cache was asked about every chunk once since what is captured last changed: what turns up
+  // later was computed for this job.
+  bool baseline = false;
   ChunkTable chunks;
 
   // Volatile.
@@ -277,6 +280,10 @@ absl::Duration MedianChunkTime(const Job& job);
 absl::Duration StallLimit(const Job& job);
 bool Serves(const Worker& worker, const Job& job);  // same teacher, same dtype, alive, not leaving
 std::string DescribeChunk(const std::string& job, uint32_t chunk);
+// `rows` of the chunk were computed under this grant: the job and its paying run are charged for
+// what was not charged before.
+void ChargeRows(State& state, Job& job, uint32_t chunk, uint64_t epoch, uint64_t rows,
+                Effects& effects);
 // One more failure in a row of this process; at kWorkerFailuresMax it is quarantined.
 void BlameWorker(Worker& worker, const std::string& reason, Effects& effects);
 // The chunk table said that these grants are moot.

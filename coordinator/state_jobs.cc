@@ -115,6 +115,7 @@ absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, ab
     EraseChunks(state, job, effects);
     job.chunks = ChunkTable(event.chunks);
     job.capture = event.capture;
+    job.baseline = false;
   } else {
     for (const uint32_t index : job.chunks.ForgivePoisoned()) {
       effects.rows.insert({RowRef::Kind::kChunk, name, index});

@@ -20,19 +20,6 @@ void NoteTeacher(State& state, const Worker& worker, absl::Duration now) {
   }
 }
 
-void ChargeRows(State& state, Job& job, uint32_t chunk, uint64_t epoch, uint64_t rows,
-                Effects& effects) {
-  const uint64_t more = job.chunks.Charge(chunk, epoch, rows);
-  if (more == 0) return;
-  job.rows_computed += more;
-  effects.rows.insert({RowRef::Kind::kChunk, job.name, chunk});
-  effects.rows.insert({RowRef::Kind::kJobState, job.name});
-  auto payer = state.runs.find(job.payer);
-  if (payer == state.runs.end()) return;
-  payer->second.teacher_rows_charged += more;
-  effects.rows.insert({RowRef::Kind::kRun, job.payer});
-}
-
 void BlameChunk(State& state, Job& job, uint32_t chunk, const WorkerRef& worker,
                 const std::string& reason, Effects& effects) {
   RemoveLeases(state, job.chunks.AddFailure(chunk, {worker, reason}));
@@ -115,6 +102,19 @@ void ForgetOldWorkers(State& state, absl::Duration now) {
 }
 
 }  // namespace
+
+void ChargeRows(State& state, Job& job, uint32_t chunk, uint64_t epoch, uint64_t rows,
+                Effects& effects) {
+  const uint64_t more = job.chunks.Charge(chunk, epoch, rows);
+  if (more == 0) return;
+  job.rows_computed += more;
+  effects.rows.insert({RowRef::Kind::kChunk, job.name, chunk});
+  effects.rows.insert({RowRef::Kind::kJobState, job.name});
+  auto payer = state.runs.find(job.payer);
+  if (payer == state.runs.end()) return;
+  payer->second.teacher_rows_charged += more;
+  effects.rows.insert({RowRef::Kind::kRun, job.payer});
+}
 
 void BlameWorker(Worker& worker, const std::string& reason, Effects& effects) {
   if (++worker.failures_in_a_row < kWorkerFailuresMax || !worker.leave.empty()) return;

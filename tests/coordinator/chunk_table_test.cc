@@ -178,5 +178,12 @@ TEST(ChunkTest, ChargesGrowPerGrant) {
   EXPECT_EQ(chunks.Charge(1, 8, 20), 20) << "computed again is paid again";
 }
 
+TEST(ChunkTest, ARowNobodyReportedIsChargedOnceAlsoWhenTheReportComes) {
+  ChunkTable chunks = ThreeChunks();
+  EXPECT_EQ(chunks.Charge(1, kUnknownGrant, 20), 20);
+  EXPECT_EQ(chunks.Charge(1, 7, 20), 0) << "so it was grant 7";
+  EXPECT_EQ(chunks.Charge(1, 8, 20), 20) << "computed again";
+}
+
 }  // namespace
 }  // namespace stillhouse

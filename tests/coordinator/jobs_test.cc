@@ -93,6 +93,19 @@ TEST_F(JobsTest, ALostChunkIsCapturedAgain) {
   EXPECT_EQ(MustLease("t", 1).chunk, 0);
 }
 
+TEST_F(JobsTest, WhatIsFoundAfterARestartWasComputedForUsWhatIsFoundAtFirstWasNot) {
+  durable_ = {0};
+  SubmitAndReconcile(3);
+  EXPECT_EQ(job().rows_computed, 0) << "it was there before";
+  durable_ = {0, 1};
+  OnOpened(state_, now_, effects_);
+  AnswerCache();
+  EXPECT_EQ(job().rows_computed, 100) << "nobody lived to report it";
+  EXPECT_EQ(state_.runs.at("run/j/a").teacher_rows_charged, 100);
+  ASSERT_TRUE(OnDone(state_, {{"t", 1}, {"job/j", 1, 77}, 100, 0}, now_, effects_).ok());
+  EXPECT_EQ(job().rows_computed, 100) << "but if it did, it is not paid twice";
+}
+
 TEST_F(JobsTest, StudentsHearOfEveryState) {
   SubmitAndReconcile(4);
   Register("t", 1);

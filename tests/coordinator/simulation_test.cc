@@ -39,8 +39,8 @@ struct World {
   RandomStream random;
   MemoryNetwork network;
   std::unique_ptr<KvStore> journal_store;
-  bool calm = false;           // no more faults
-  bool journal_lies = false;   // a planted bug: acknowledged first, written later
+  bool calm = false;          // no more faults
+  bool journal_lies = false;  // a planted bug: acknowledged first, written later
 
   std::map<uint32_t, int> stored;  // the cache: chunk → how often it was computed
   // Who held an epoch: nobody else ever may.
