@@ -33,7 +33,7 @@ std::vector<std::string> LiveStateFolders() {
     const absl::StatusOr<std::string> path = ReadFile(note, kNoteBytesMax);
     if (!path.ok()) continue;
     const std::string file_path(absl::StripAsciiWhitespace(*path));
-    const absl::StatusOr<CoordinatorPlace> file = ReadCoordinatorPlace(file_path);
+    const absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(file_path);
     if (file.ok() && IsAlive(*file)) {
       live.push_back(FolderOf(file_path));
     } else {
@@ -45,7 +45,7 @@ std::vector<std::string> LiveStateFolders() {
 
 }  // namespace
 
-bool IsAlive(const CoordinatorPlace& file) {
+bool IsAlive(const CoordinatorFile& file) {
   return file.pid > 0 && (kill(static_cast<pid_t>(file.pid), 0) == 0 || errno == EPERM);
 }
 
@@ -87,7 +87,7 @@ absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice) {
 absl::StatusOr<Coordinator> FindCoordinator(const CoordinatorChoice& choice) {
   SH_ASSIGN_OR_RETURN(const std::string folder, FindStateFolder(choice));
   const std::string path = choice.file.empty() ? CoordinatorFilePath(folder) : choice.file;
-  absl::StatusOr<CoordinatorPlace> file = ReadCoordinatorPlace(path);
+  absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(path);
   if (file.ok() && IsAlive(*file)) return Coordinator{path, *std::move(file)};
   if (!file.ok() && !absl::IsNotFound(file.status())) return file.status();
   return absl::UnavailableError(absl::StrCat("no coordinator is alive in ", folder,

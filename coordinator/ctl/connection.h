@@ -21,9 +21,9 @@ namespace stillhouse {
 // A coordinator and the coordinator.json it wrote.
 struct Coordinator {
   std::string path;
-  CoordinatorPlace file;
+  CoordinatorFile file;
 };
-bool IsAlive(const CoordinatorPlace& file);
+bool IsAlive(const CoordinatorFile& file);
 
 // Which coordinator a verb means.
 struct CoordinatorChoice {
