@@ -9,7 +9,7 @@ phase() { printf '\n== %s (%d s so far)\n' "$1" "$SECONDS"; }
 
 phase "lint"
 tools/setup/setup.sh lint
-tools/lint.sh recent
+tools/lint.sh recent 60  # about 6 minutes on 2 cores
 
 for sanitizer in asan tsan; do
   phase "core under $sanitizer"

@@ -138,7 +138,7 @@ TEST_F(BadInputTest, TeacherThatIsNotThere) {
   WriteRecipe({{"\"models/tiny\"", "teacher.gguf"}});
   ExpectCheck(kExitNotFound, "teacher.gguf: no such file");
   WriteRecipe({{"\"models/tiny\"", "HuggingFaceTB/SmolLM2-135M"}});
-  ExpectCheck(kExitNotFound, "huggingface-cli download HuggingFaceTB/SmolLM2-135M");
+  ExpectCheck(kExitNotFound, "hf download HuggingFaceTB/SmolLM2-135M");
   ExpectCheck(kExitNotFound, absl::StrCat("looked for at ", Path("HuggingFaceTB/SmolLM2-135M")));
 }
 
