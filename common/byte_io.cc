@@ -2,7 +2,8 @@
 
 namespace stillhouse {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "our formats are written by copying memory");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "our formats are written by copying memory");
 
 bool ByteReader::GetVarint(uint64_t* value) {
   uint64_t result = 0;

@@ -1,7 +1,9 @@
-// Little-endian reading and writing of byte strings, for every format of ours that outlives a process.
+// Little-endian reading and writing of byte strings, for every format of ours that outlives a
+// process.
 //
-// ByteReader never reads past its input: each method returns false (and the reader is then failed for
-// good) instead of reading what is not there, so a parser may read a run of fields and test ok() once.
+// ByteReader never reads past its input: each method returns false (and the reader is then failed
+// for good) instead of reading what is not there, so a parser may read a run of fields and test
+// ok() once.
 #pragma once
 
 #include <cstdint>

@@ -19,7 +19,8 @@ class MonotonicClock final : public Clock {
 }  // namespace
 
 Clock& SystemClock() {
-  static MonotonicClock* clock = new MonotonicClock;  // never destroyed: used until the last thread ends
+  static MonotonicClock* clock =
+      new MonotonicClock;  // never destroyed: used until the last thread ends
   return *clock;
 }
 

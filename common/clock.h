@@ -5,8 +5,8 @@
 
 namespace stillhouse {
 
-// Thread-safe. Now() never goes back; its origin is arbitrary and differs between processes, so only
-// durations travel on the wire.
+// Thread-safe. Now() never goes back; its origin is arbitrary and differs between processes, so
+// only durations travel on the wire.
 class Clock {
  public:
   virtual ~Clock() = default;

@@ -1,4 +1,5 @@
-// Digests: SHA-256 where a hash protects against other people, XXH3-64 where it only detects damage.
+// Digests: SHA-256 where a hash protects against other people, XXH3-64 where it only detects
+// damage.
 #pragma once
 
 #include <array>
@@ -19,9 +20,9 @@ struct Digest {
   std::array<uint8_t, 32> bytes{};
 
   bool IsZero() const { return *this == Digest{}; }
-  std::string Hex() const;                // 64 lower-case digits
-  std::string ShortHex() const;           // the first 8 digits, for people
-  absl::string_view AsStringView() const; // the 32 raw bytes; lives as long as *this
+  std::string Hex() const;                 // 64 lower-case digits
+  std::string ShortHex() const;            // the first 8 digits, for people
+  absl::string_view AsStringView() const;  // the 32 raw bytes; lives as long as *this
 
   friend auto operator<=>(const Digest&, const Digest&) = default;
   template <typename H>
@@ -46,10 +47,10 @@ class Sha256 {
 
   Sha256& AddRaw(const void* data, size_t size);
   Sha256& AddRaw(absl::string_view bytes) { return AddRaw(bytes.data(), bytes.size()); }
-  Sha256& AddU64(uint64_t value);               // 8 bytes, little endian
-  Sha256& AddField(absl::string_view bytes);    // length as u64, then the bytes
-  Sha256& AddDigest(const Digest& digest);      // its 32 bytes
-  Digest Finish();                              // REQUIRES: called once
+  Sha256& AddU64(uint64_t value);             // 8 bytes, little endian
+  Sha256& AddField(absl::string_view bytes);  // length as u64, then the bytes
+  Sha256& AddDigest(const Digest& digest);    // its 32 bytes
+  Digest Finish();                            // REQUIRES: called once
 
  private:
   struct Impl;

@@ -1,7 +1,7 @@
 // EventLoop: the Executor of a real process, on one thread, with readiness of file descriptors.
 //
-// Owner: the main (or a thread that a main owns). Run() is called once, on the thread that then runs
-// every task. Post, PostAfter, Cancel and Stop may be called from any thread.
+// Owner: the main (or a thread that a main owns). Run() is called once, on the thread that then
+// runs every task. Post, PostAfter, Cancel and Stop may be called from any thread.
 #pragma once
 
 #include <map>
@@ -24,8 +24,8 @@ class EventLoop final : public Executor {
   bool Cancel(TimerId timer) override;
   const Clock& clock() const override { return SystemClock(); }
 
-  // Calls `on_readable` on the loop thread whenever `fd` is readable, until UnwatchFd. Level-triggered.
-  // REQUIRES: called on the loop thread, or before Run().
+  // Calls `on_readable` on the loop thread whenever `fd` is readable, until UnwatchFd.
+  // Level-triggered. REQUIRES: called on the loop thread, or before Run().
   void WatchFd(int fd, absl::AnyInvocable<void()> on_readable);
   void UnwatchFd(int fd);
 

@@ -1,9 +1,10 @@
-// Executor: where event-driven objects run. Coordinator, agent, cache client and server, prefetcher are
-// plain objects that are called by, and post to, one Executor; none of them owns a thread or blocks.
+// Executor: where event-driven objects run. Coordinator, agent, cache client and server, prefetcher
+// are plain objects that are called by, and post to, one Executor; none of them owns a thread or
+// blocks.
 //
-// Ordering: functions posted by one thread run in the order posted; timers run in order of deadline.
-// Threads: Post, PostAfter and Cancel may be called from any thread; the functions of one Executor
-// never run at the same time as one another, except on a ThreadPool, which says so.
+// Ordering: functions posted by one thread run in the order posted; timers run in order of
+// deadline. Threads: Post, PostAfter and Cancel may be called from any thread; the functions of one
+// Executor never run at the same time as one another, except on a ThreadPool, which says so.
 #pragma once
 
 #include <cstdint>

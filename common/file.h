@@ -1,7 +1,7 @@
 // Files: whole-file reading and writing, atomic replacement, memory maps, locks.
 //
-// Errors name the path and the system's reason. NotFound when a path does not exist, ResourceExhausted
-// when the disk is full, PermissionDenied where the system says so.
+// Errors name the path and the system's reason. NotFound when a path does not exist,
+// ResourceExhausted when the disk is full, PermissionDenied where the system says so.
 #pragma once
 
 #include <cstdint>
@@ -25,12 +25,12 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view bytes, int mode = 0644);
 
 absl::Status FsyncFolder(const std::string& path);
-absl::Status MakeFolders(const std::string& path, int mode = 0777);   // and its parents; ok if there
-absl::Status RemoveTree(const std::string& path);                     // ok if not there
+absl::Status MakeFolders(const std::string& path, int mode = 0777);  // and its parents; ok if there
+absl::Status RemoveTree(const std::string& path);                    // ok if not there
 bool PathExists(const std::string& path);
 absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path);  // names, sorted
-std::string JoinPath(absl::string_view a, absl::string_view b);       // b if b is absolute
-std::string FolderOf(absl::string_view path);                         // "." if it has none
+std::string JoinPath(absl::string_view a, absl::string_view b);                // b if b is absolute
+std::string FolderOf(absl::string_view path);                                  // "." if it has none
 std::string BaseName(absl::string_view path);
 
 // A private (0700) new folder under $XDG_RUNTIME_DIR, $TMPDIR or /tmp. Removed with the object.

@@ -14,8 +14,8 @@ namespace stillhouse {
 enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
 struct LogOptions {
-  std::string program;               // shown on every line
-  std::string file;                  // empty: standard error only
+  std::string program;  // shown on every line
+  std::string file;     // empty: standard error only
   bool stderr_too = true;
   LogLevel level = LogLevel::kInfo;
 };
@@ -25,12 +25,20 @@ absl::Status InitLog(const LogOptions& options);
 void LogLine(LogLevel level, absl::string_view message);
 
 template <typename... Parts>
-void LogDebug(const Parts&... parts) { LogLine(LogLevel::kDebug, absl::StrCat(parts...)); }
+void LogDebug(const Parts&... parts) {
+  LogLine(LogLevel::kDebug, absl::StrCat(parts...));
+}
 template <typename... Parts>
-void LogInfo(const Parts&... parts) { LogLine(LogLevel::kInfo, absl::StrCat(parts...)); }
+void LogInfo(const Parts&... parts) {
+  LogLine(LogLevel::kInfo, absl::StrCat(parts...));
+}
 template <typename... Parts>
-void LogWarning(const Parts&... parts) { LogLine(LogLevel::kWarning, absl::StrCat(parts...)); }
+void LogWarning(const Parts&... parts) {
+  LogLine(LogLevel::kWarning, absl::StrCat(parts...));
+}
 template <typename... Parts>
-void LogError(const Parts&... parts) { LogLine(LogLevel::kError, absl::StrCat(parts...)); }
+void LogError(const Parts&... parts) {
+  LogLine(LogLevel::kError, absl::StrCat(parts...));
+}
 
 }  // namespace stillhouse

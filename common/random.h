@@ -1,4 +1,5 @@
-// Randomness that is a pure function of a key: the same on every machine, in any order, on any thread.
+// Randomness that is a pure function of a key: the same on every machine, in any order, on any
+// thread.
 //
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC'11).
 #pragma once
@@ -21,7 +22,8 @@ inline double UniformFromBits(uint32_t high, uint32_t low) {
   return static_cast<double>(((static_cast<uint64_t>(high) << 32) | low) >> 11) * 0x1.0p-53;
 }
 
-// A stream of random numbers keyed by (seed, stream). Cheap to make; copy to replay. Not thread-safe.
+// A stream of random numbers keyed by (seed, stream). Cheap to make; copy to replay. Not
+// thread-safe.
 class RandomStream {
  public:
   explicit RandomStream(uint64_t seed, uint64_t stream = 0) : seed_(seed), stream_(stream) {}
@@ -35,8 +37,8 @@ class RandomStream {
     const uint32_t high = Next32();
     return UniformFromBits(high, Next32());
   }
-  double NextNormal();                   // mean 0, variance 1 (Box-Muller)
-  uint64_t NextBelow(uint64_t bound);    // [0, bound), unbiased. REQUIRES: bound > 0
+  double NextNormal();                 // mean 0, variance 1 (Box-Muller)
+  uint64_t NextBelow(uint64_t bound);  // [0, bound), unbiased. REQUIRES: bound > 0
 
  private:
   uint64_t seed_;

@@ -1,7 +1,7 @@
 // Status helpers: every fallible function of Stillhouse returns absl::Status or absl::StatusOr.
 //
-// Status is for the world (files, peers, input). SH_CHECK is for bugs of ours: it aborts, in release
-// builds too. No exception crosses our API; nothing below a main calls exit.
+// Status is for the world (files, peers, input). SH_CHECK is for bugs of ours: it aborts, in
+// release builds too. No exception crosses our API; nothing below a main calls exit.
 #pragma once
 
 #include "absl/status/status.h"
@@ -16,7 +16,8 @@ namespace stillhouse {
 // "reading shard 7: checksum mismatch".
 absl::Status Annotate(const absl::Status& status, absl::string_view what);
 
-// Exit codes that users and scripts may rely on (docs/exit-codes.md). Command-line parsing errors are 2.
+// Exit codes that users and scripts may rely on (docs/exit-codes.md). Command-line parsing errors
+// are 2.
 enum ExitCode : int {
   kExitOk = 0,
   kExitFailed = 1,
@@ -32,8 +33,8 @@ enum ExitCode : int {
   kExitTerminated = 143,
 };
 
-// The exit code that stands for `status`: NotFound 3; AlreadyExists, Aborted and FailedPrecondition 4;
-// Unauthenticated and PermissionDenied 5; Unavailable 6; DataLoss 7; DeadlineExceeded 124;
+// The exit code that stands for `status`: NotFound 3; AlreadyExists, Aborted and FailedPrecondition
+// 4; Unauthenticated and PermissionDenied 5; Unavailable 6; DataLoss 7; DeadlineExceeded 124;
 // Cancelled 130; everything else 1.
 int ExitCodeFor(const absl::Status& status);
 
@@ -53,32 +54,32 @@ absl::Status ToStatus(const absl::StatusOr<T>& result) {
 #define SH_CONCAT(a, b) SH_CONCAT_INNER(a, b)
 
 // Aborts with file, line, condition and the optional message parts (as for absl::StrCat).
-#define SH_CHECK(condition, ...)                                             \
-  do {                                                                       \
-    if (!(condition)) [[unlikely]]                                           \
-      ::stillhouse::internal::CheckFailed(__FILE__, __LINE__, #condition,    \
+#define SH_CHECK(condition, ...)                                                          \
+  do {                                                                                    \
+    if (!(condition)) [[unlikely]]                                                        \
+      ::stillhouse::internal::CheckFailed(__FILE__, __LINE__, #condition,                 \
                                           ::absl::StrCat("" __VA_OPT__(, ) __VA_ARGS__)); \
   } while (false)
 
-#define SH_CHECK_OK(expression)                                                     \
-  do {                                                                              \
+#define SH_CHECK_OK(expression)                                                          \
+  do {                                                                                   \
     const ::absl::Status sh_check_status = ::stillhouse::internal::ToStatus(expression); \
-    SH_CHECK(sh_check_status.ok(), sh_check_status.ToString());                     \
+    SH_CHECK(sh_check_status.ok(), sh_check_status.ToString());                          \
   } while (false)
 
-#define SH_RETURN_IF_ERROR(expression)                                                   \
-  do {                                                                                   \
-    ::absl::Status sh_status = ::stillhouse::internal::ToStatus(expression);             \
-    if (!sh_status.ok()) [[unlikely]]                                                    \
-      return sh_status;                                                                  \
+#define SH_RETURN_IF_ERROR(expression)                                       \
+  do {                                                                       \
+    ::absl::Status sh_status = ::stillhouse::internal::ToStatus(expression); \
+    if (!sh_status.ok()) [[unlikely]]                                        \
+      return sh_status;                                                      \
   } while (false)
 
 // As SH_RETURN_IF_ERROR, with "`what`: " before the message.
-#define SH_RETURN_IF_ERROR_AT(expression, what)                                          \
-  do {                                                                                   \
-    ::absl::Status sh_status = ::stillhouse::internal::ToStatus(expression);             \
-    if (!sh_status.ok()) [[unlikely]]                                                    \
-      return ::stillhouse::Annotate(sh_status, what);                                    \
+#define SH_RETURN_IF_ERROR_AT(expression, what)                              \
+  do {                                                                       \
+    ::absl::Status sh_status = ::stillhouse::internal::ToStatus(expression); \
+    if (!sh_status.ok()) [[unlikely]]                                        \
+      return ::stillhouse::Annotate(sh_status, what);                        \
   } while (false)
 
 // SH_ASSIGN_OR_RETURN(auto value, MakeValue());

@@ -1,5 +1,5 @@
-// TensorView: a flat run of numbers somewhere in memory. It owns nothing and knows no shape, so that
-// sharding and storage need no tensor library.
+// TensorView: a flat run of numbers somewhere in memory. It owns nothing and knows no shape, so
+// that sharding and storage need no tensor library.
 #pragma once
 
 #include <cstddef>
@@ -33,11 +33,11 @@ constexpr size_t DTypeSize(DType dtype) {
 absl::string_view DTypeName(DType dtype);
 
 struct TensorView {
-  void* data = nullptr;   // borrowed; must outlive every use of the view
-  size_t count = 0;       // elements
+  void* data = nullptr;  // borrowed; must outlive every use of the view
+  size_t count = 0;      // elements
   DType dtype = DType::kF32;
   Device device = Device::kCpu;
-  void* stream = nullptr; // the CUDA stream that orders accesses; null on the CPU
+  void* stream = nullptr;  // the CUDA stream that orders accesses; null on the CPU
 
   size_t size_bytes() const { return count * DTypeSize(dtype); }
 };

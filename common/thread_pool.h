@@ -1,6 +1,7 @@
 // ThreadPool: runs blocking work (RocksDB, file systems) away from an event loop.
 //
-// Tasks run concurrently, started in the order posted. The destructor runs what is queued, then joins.
+// Tasks run concurrently, started in the order posted. The destructor runs what is queued, then
+// joins.
 #pragma once
 
 #include <deque>

@@ -95,7 +95,7 @@ TEST(RandomTest, NormalHasMeanZeroAndVarianceOne) {
 
 TEST(TensorViewTest, Bf16RoundsToNearestEvenAndKeepsNan) {
   EXPECT_EQ(FloatToBf16(1.0f), 0x3f80);
-  EXPECT_EQ(Bf16ToFloat(FloatToBf16(1.00390625f)), 1.0f);   // a tie goes to the even neighbour
+  EXPECT_EQ(Bf16ToFloat(FloatToBf16(1.00390625f)), 1.0f);  // a tie goes to the even neighbour
   EXPECT_EQ(Bf16ToFloat(FloatToBf16(1.01171875f)), 1.015625f);
   EXPECT_TRUE(std::isnan(Bf16ToFloat(FloatToBf16(NAN))));
 }

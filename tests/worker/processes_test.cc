@@ -21,7 +21,6 @@
 #include "common/file.h"
 #include "common/random.h"
 #include "common/status.h"
-#include "dataset/plan.h"
 #include "coordinator/admin_view.h"
 #include "coordinator/journal.h"
 #include "dataset/plan.h"
