@@ -22,8 +22,6 @@ namespace {
 
 constexpr int kMemtablesMax = 3;  // per family, so that a flush does not stop writers
 constexpr uint64_t kLogBytesMax = 128ull << 20;  // of all live logs: bounds the replay at open
-constexpr int kInfoLogFilesMax = 3;
-constexpr uint64_t kInfoLogBytesMax = 1ull << 20;
 
 rocksdb::Slice ToSlice(absl::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
@@ -43,9 +41,15 @@ class ErrorListener final : public rocksdb::EventListener {
   explicit ErrorListener(std::function<void(absl::Status)> callback)
       : callback_(std::move(callback)) {}
 
+  // From here on nothing may be written: RocksDB aborts when a file that failed is written again.
+  void Stop(const absl::Status& error) {
+    if (stopped_.exchange(true)) return;
+    if (callback_) callback_(error);
+  }
+  bool stopped() const { return stopped_; }
+
   void OnBackgroundError(rocksdb::BackgroundErrorReason, rocksdb::Status* error) override {
-    if (error == nullptr || error->ok() || told_.exchange(true)) return;
-    if (callback_) callback_(ToAbsl(*error, "the database stopped"));
+    if (error != nullptr && !error->ok()) Stop(ToAbsl(*error, "the database stopped"));
   }
   // A database that recovered by itself would hide that some writes failed: the process ends
   // instead.
@@ -56,7 +60,15 @@ class ErrorListener final : public rocksdb::EventListener {
 
  private:
   std::function<void(absl::Status)> callback_;
-  std::atomic<bool> told_{false};  // the callback runs at most once
+  std::atomic<bool> stopped_{false};  // never cleared; the callback runs when it is set
+};
+
+// RocksDB's own log file aborts the process when it cannot be written, as on a full disk (7.8.3 as
+// Debian builds it). What matters reaches us as a status.
+class NoLog final : public rocksdb::Logger {
+ public:
+  using rocksdb::Logger::Logv;
+  void Logv(const char*, va_list) override {}
 };
 
 rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family,
@@ -82,7 +94,8 @@ rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family,
   return options;
 }
 
-rocksdb::DBOptions DatabaseOptions(const RocksOptions& options) {
+rocksdb::DBOptions DatabaseOptions(const RocksOptions& options,
+                                   const std::shared_ptr<ErrorListener>& listener) {
   rocksdb::DBOptions db;
   db.create_if_missing = !options.read_only;
   db.create_missing_column_families = !options.read_only;
@@ -92,9 +105,8 @@ rocksdb::DBOptions DatabaseOptions(const RocksOptions& options) {
   db.max_total_wal_size = kLogBytesMax;
   db.skip_stats_update_on_db_open = true;  // it reads every file at open
   db.max_bgerror_resume_count = 0;
-  db.keep_log_file_num = kInfoLogFilesMax;
-  db.max_log_file_size = kInfoLogBytesMax;
-  db.listeners.push_back(std::make_shared<ErrorListener>(options.on_background_error));
+  db.info_log = std::make_shared<NoLog>();
+  db.listeners.push_back(listener);
   return db;
 }
 
@@ -127,11 +139,13 @@ class RocksSortedFile final : public KvSortedFile {
 class RocksKvStore final : public KvStore {
  public:
   RocksKvStore(RocksOptions options, rocksdb::DB* db,
-               std::vector<rocksdb::ColumnFamilyHandle*> handles, rocksdb::Options file_options)
+               std::vector<rocksdb::ColumnFamilyHandle*> handles, rocksdb::Options file_options,
+               std::shared_ptr<ErrorListener> listener)
       : options_(std::move(options)),
         db_(db),
         handles_(std::move(handles)),
-        file_options_(std::move(file_options)) {
+        file_options_(std::move(file_options)),
+        listener_(std::move(listener)) {
     read_.verify_checksums = true;
   }
 
@@ -224,7 +238,7 @@ class RocksKvStore final : public KvStore {
     }
     rocksdb::WriteOptions write;
     write.sync = sync == Sync::kSync;
-    return ToAbsl(db_->Write(write, &changes), Where("writing"));
+    return StopIfFailed(ToAbsl(db_->Write(write, &changes), Where("writing")));
   }
 
   absl::StatusOr<std::unique_ptr<KvSortedFile>> NewSortedFile(KvFamily family) override {
@@ -248,13 +262,15 @@ class RocksKvStore final : public KvStore {
     if (!there.entries.empty()) {
       return absl::AlreadyExistsError("the family holds keys in the range of the file");
     }
+    SH_RETURN_IF_ERROR(CheckRoom(0));
     SH_RETURN_IF_ERROR(ToAbsl(sorted.writer.Finish(), Where("syncing a file for")));
     rocksdb::IngestExternalFileOptions ingest;
     ingest.move_files = true;
     ingest.write_global_seqno = false;
     ingest.verify_checksums_before_ingest = true;
-    return ToAbsl(db_->IngestExternalFile(Handle(sorted.family), {sorted.path}, ingest),
-                  Where("ingesting into"));
+    return StopIfFailed(
+        ToAbsl(db_->IngestExternalFile(Handle(sorted.family), {sorted.path}, ingest),
+               Where("ingesting into")));
   }
 
   absl::Status CompactRange(KvFamily family, absl::string_view begin,
@@ -277,7 +293,7 @@ class RocksKvStore final : public KvStore {
   absl::Status Close() override {
     if (db_ == nullptr) return absl::OkStatus();
     absl::Status status;
-    if (!options_.read_only) status = Flush();
+    if (!options_.read_only && !listener_->stopped()) status = Flush();
     for (rocksdb::ColumnFamilyHandle* handle : handles_) {
       db_->DestroyColumnFamilyHandle(handle).PermitUncheckedError();
     }
@@ -295,7 +311,16 @@ class RocksKvStore final : public KvStore {
     return absl::StrCat(action, " ", options_.path);
   }
 
+  absl::Status StopIfFailed(absl::Status status) {
+    if (!status.ok() && !options_.read_only) listener_->Stop(status);
+    return status;
+  }
+
   absl::Status CheckRoom(uint64_t bytes) const {
+    if (listener_->stopped()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(options_.path, " takes no more after an error; open it again"));
+    }
     if (options_.disk_reserve_bytes == 0) return absl::OkStatus();
     struct statvfs disk {};
     if (statvfs(options_.path.c_str(), &disk) != 0) return ErrnoStatus("asking", options_.path);
@@ -310,6 +335,7 @@ class RocksKvStore final : public KvStore {
   std::unique_ptr<rocksdb::DB> db_;
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // constant until Close
   const rocksdb::Options file_options_;
+  const std::shared_ptr<ErrorListener> listener_;
   rocksdb::ReadOptions read_;           // constant after construction
   std::atomic<uint64_t> next_file_{1};  // names of files being prepared
 };
@@ -336,7 +362,8 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
   for (const KvFamilyOptions& family : options.families) {
     descriptors.emplace_back(family.name, FamilyOptions(family, cache));
   }
-  const rocksdb::DBOptions db_options = DatabaseOptions(options);
+  const auto listener = std::make_shared<ErrorListener>(options.on_background_error);
+  const rocksdb::DBOptions db_options = DatabaseOptions(options, listener);
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* db = nullptr;
   const rocksdb::Status opened =
@@ -346,7 +373,7 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
   SH_RETURN_IF_ERROR(ToAbsl(opened, absl::StrCat("opening ", options.path)));
   return std::make_unique<RocksKvStore>(
       options, db, std::move(handles),
-      rocksdb::Options(db_options, FamilyOptions(options.families[0], cache)));
+      rocksdb::Options(db_options, FamilyOptions(options.families[0], cache)), listener);
 }
 
 }  // namespace stillhouse

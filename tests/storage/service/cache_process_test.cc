@@ -149,11 +149,11 @@ class CacheProcessTest : public testing::Test {
 
 TEST_F(CacheProcessTest, EverythingAcknowledgedSurvivesKill) {
   constexpr int kRounds = 4, kPutsOfARound = 12;
-  ClientThread client(address_);
   Mutex mutex;
   CondVar changed;
   std::vector<int> acknowledged;  // guarded by mutex
   uint64_t last_incarnation = 0;  // guarded by mutex
+  ClientThread client(address_);  // ends before what its callbacks use
   for (int round = 0; round < kRounds; ++round) {
     auto server = Start();
     client.loop().Post([&, round] {
@@ -319,6 +319,12 @@ TEST_F(CacheProcessTest, DiskThatFillsUnderTheDatabaseLosesNothingAcknowledged) 
       if (refused.ok()) acknowledged.push_back(d);
     }
     EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted) << refused;
+    // A database that cannot write its log stops for good and says so: a server then ends.
+    for (int d = 1000; d < 1060 && told.ok(); ++d) {
+      const auto parts = TestParts(SectionSpec{}, TestDocument(d), 100'000, d);
+      cache->sections().Put({PutItem{parts, TestProvenance({})}}).status().IgnoreError();
+    }
+    EXPECT_EQ(told.code(), absl::StatusCode::kResourceExhausted) << told;
   }
   EXPECT_FALSE(acknowledged.empty());
   disk.Resize("size=400m");
