@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What `make test` leaves out: lint, the core tests under the sanitizers with fuzzing for seconds, and the
-# slow tests. These come last, so that their summary closes the output.
+# What `make test` leaves out: lint, and the core tests under the sanitizers with fuzzing for seconds. The
+# whole quickstart, which takes a quarter of an hour, is `make test-quickstart`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -17,7 +17,3 @@ for sanitizer in asan tsan; do
   CMAKE_ARGS='' tools/build.sh "$sanitizer"
   tools/run_tests.sh "build-$sanitizer" -LE slow
 done
-
-phase "slow tests"
-tools/build.sh full
-tools/run_tests.sh build -L slow

@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <climits>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -48,6 +49,9 @@ void RemoveLeftovers(const std::string& plans) {
 }
 
 absl::StatusOr<int> Local(const Options& options) {
+  // Teacher and student share these cores: an OpenMP thread that spins at a barrier would take them
+  // from the other. Set before any thread starts; a user's own choice stays.
+  setenv("OMP_WAIT_POLICY", "passive", /*overwrite=*/0);
   SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(options.recipe));
   LocalOptions local{.parallel = options.parallel,
                      .workers = options.workers,
