@@ -7,7 +7,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 # More -D options for CMake, e.g. CMAKE_ARGS=-DSTILLHOUSE_REQUIRE_CUDA=ON
 export CMAKE_ARGS
 
-.PHONY: help quickstart test test-all test-quickstart bench lint lint-all format parity deps build clean distclean
+.PHONY: help quickstart test test-all sanitize test-quickstart bench lint lint-all format parity deps build clean distclean
 
 help:  ## this list
 	@echo "Stillhouse. What you can make:"
@@ -19,8 +19,11 @@ quickstart: build  ## one teacher, one cache, two students, on this machine: at 
 test: build  ## build and run the fast tests: at most 6 minutes when built
 	@tools/run_tests.sh build -LE slow
 
-test-all: deps  ## what CI runs besides: lint, sanitizers, fuzzing for seconds
+test-all: deps  ## what CI runs besides: lint, core under ASan and UBSan, fuzzing for seconds
 	@tools/test_all.sh
+
+sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds: about 40 minutes at first
+	@tools/sanitize.sh
 
 test-quickstart: build  ## the quickstart with its results checked: about 15 minutes
 	@tools/run_tests.sh build -L slow
