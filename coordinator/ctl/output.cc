@@ -141,7 +141,7 @@ std::string HumanBytes(uint64_t bytes) {
     value /= 1024;
     ++unit;
   } while (value >= 1023.95 && unit < 5);
-  return absl::StrFormat(value < 99.95 ? "%.1f %s" : "%.0f %s", value, units[unit]);
+  return absl::StrFormat("%.*f %s", value < 99.95 ? 1 : 0, value, units[unit]);
 }
 
 std::string HumanCount(double count) {
@@ -152,7 +152,7 @@ std::string HumanCount(double count) {
     count /= 1000;
     ++unit;
   } while (count >= 999.5 && unit < 4);
-  return absl::StrFormat(count < 99.95 ? "%.1f%s" : "%.0f%s", count, units[unit]);
+  return absl::StrFormat("%.*f%s", count < 99.95 ? 1 : 0, count, units[unit]);
 }
 
 std::string HumanDuration(absl::Duration duration) {
