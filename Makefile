@@ -19,7 +19,7 @@ quickstart: build  ## one teacher, one cache, two students, on this machine: at 
 test: build  ## build and run the fast tests: at most 6 minutes when built
 	@tools/run_tests.sh build -LE slow
 
-test-all: deps  ## what CI runs besides: lint, core under ASan and UBSan, fuzzing for seconds
+test-all: deps  ## what CI runs besides: lint
 	@tools/test_all.sh
 
 sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds: about 40 minutes at first
