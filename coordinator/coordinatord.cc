@@ -46,6 +46,7 @@ class RemoteInventory final : public CacheInventory {
     request.plan = capture.plan;
     request.teacher = capture.teacher;
     request.chunks = std::move(chunks);
+    request.first_chunk_artefacts = capture.first_chunk_artefacts;
     absl::Status parsed = ParseSpecs(capture.sections, &request.sections);
     parsed.Update(ParseSpecs(capture.held_out_sections, &request.held_out_sections));
     if (!parsed.ok()) {

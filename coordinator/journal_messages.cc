@@ -104,6 +104,9 @@ std::string EncodeJob(const Job& job) {
   out.set_teacher_dtype(job.capture.teacher_dtype);
   for (const std::string& spec : job.capture.sections) out.add_sections(spec);
   for (const std::string& spec : job.capture.held_out_sections) out.add_held_out_sections(spec);
+  for (const std::string& name : job.capture.first_chunk_artefacts) {
+    out.add_first_chunk_artefacts(name);
+  }
   for (uint32_t i = 0; i < job.chunks.size(); ++i) {
     const ChunkSpec& spec = job.chunks.at(i).spec;
     out.add_chunk_rows(spec.rows);
@@ -131,6 +134,8 @@ absl::Status DecodeJob(absl::string_view body, Job* job) {
   job->capture.sections.assign(in.sections().begin(), in.sections().end());
   job->capture.held_out_sections.assign(in.held_out_sections().begin(),
                                         in.held_out_sections().end());
+  job->capture.first_chunk_artefacts.assign(in.first_chunk_artefacts().begin(),
+                                            in.first_chunk_artefacts().end());
   std::vector<ChunkSpec> specs;
   for (const uint64_t rows : in.chunk_rows()) specs.push_back({rows, false});
   for (const uint32_t index : in.held_out_chunks()) {

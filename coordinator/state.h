@@ -37,6 +37,7 @@ struct CaptureSetup {  // what is captured: a change of it means asking the cach
   std::string teacher_dtype;
   std::vector<std::string> sections;  // canonical specs, training chunks
   std::vector<std::string> held_out_sections;
+  std::vector<std::string> first_chunk_artefacts;  // what else chunk 0 must leave in the cache
   friend bool operator==(const CaptureSetup&, const CaptureSetup&) = default;
 };
 

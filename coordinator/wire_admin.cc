@@ -122,6 +122,8 @@ absl::StatusOr<std::string> Submit(absl::string_view body, WireContext& context)
   event.capture.sections.assign(request.sections().begin(), request.sections().end());
   event.capture.held_out_sections.assign(request.held_out_sections().begin(),
                                          request.held_out_sections().end());
+  event.capture.first_chunk_artefacts.assign(request.first_chunk_artefacts().begin(),
+                                             request.first_chunk_artefacts().end());
   for (const auto& chunk : request.chunks())
     event.chunks.push_back({chunk.rows(), chunk.held_out()});
   for (const auto& run : request.runs()) {

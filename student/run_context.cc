@@ -25,7 +25,7 @@ absl::StatusOr<std::vector<double>> FetchInfluence(const RunContext& context,
   LogInfo("waiting for the teacher's block influence, which comes with chunk 0");
   SH_RETURN_IF_ERROR(AwaitChunk(services, 0, kNeedsTeacherGrace));
   const std::string name =
-      ArtefactObjectName(context.spec.teacher, absl::StrCat("influence/", context.spec.plan.Hex()));
+      ArtefactObjectName(context.spec.teacher, InfluenceArtefactName(context.spec.plan));
   SH_ASSIGN_OR_RETURN_AT(const auto bytes, FetchObject(services, name),
                          "the teacher's block influence");
   return ParseInfluence(*bytes, context.teacher.config.layers);

@@ -352,7 +352,7 @@ void PoolWorker::MaybeFinish() {
 }
 
 void PoolWorker::StoreInfluence() {
-  const std::string name = absl::StrCat("influence/", task_->grant.plan.Hex());
+  const std::string name = InfluenceArtefactName(task_->grant.plan);
   auto bytes = std::make_shared<const std::string>(std::exchange(task_->influence, ""));
   cache_.PutObject(ArtefactObjectName(options_.teacher, name), std::move(bytes), {},
                    [this, alive = alive_, task = task_](absl::StatusOr<StoreAck> ack) {

@@ -181,7 +181,8 @@ void LocalJob::OnStored(absl::Status status) {
        .teacher = job_->teacher,
        .sections = job_->sections,
        .held_out_sections = job_->held_out_sections,
-       .chunks = {}},
+       .chunks = {},
+       .first_chunk_artefacts = job_->first_chunk_artefacts},
       [this](absl::StatusOr<std::vector<bool>> complete) { OnInventory(std::move(complete)); });
 }
 

@@ -1,5 +1,6 @@
 #include "coordinator/ctl/prepare_job.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <utility>
@@ -102,6 +103,7 @@ pb::SubmitRequest MakeSubmitRequest(const PreparedJob& job, const std::string& k
   for (const SectionSpec& spec : job.sections) request.add_sections(spec.Canonical());
   for (const SectionSpec& spec : job.held_out_sections)
     request.add_held_out_sections(spec.Canonical());
+  for (const std::string& name : job.first_chunk_artefacts) request.add_first_chunk_artefacts(name);
   for (uint32_t i = 0; i < job.plan->chunk_count(); ++i) {
     const PlanChunk chunk = job.plan->chunk(i);
     auto* added = request.add_chunks();
@@ -167,6 +169,11 @@ absl::StatusOr<std::shared_ptr<const PreparedJob>> PrepareJob(const Recipe& reci
                    plan.chunk_count(), " chunks; plan ", plan.digest().ShortHex()));
   job->sections = TrainingSections(recipe, teacher.config);
   job->held_out_sections = HeldOutSections(teacher.config);
+  const auto& students = recipe.students;
+  if (std::any_of(students.begin(), students.end(),
+                  [](const StudentRecipe& student) { return student.init.keep.has_value(); })) {
+    job->first_chunk_artefacts.push_back(InfluenceArtefactName(plan.digest()));
+  }
   return job;
 }
 

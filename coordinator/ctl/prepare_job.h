@@ -31,6 +31,7 @@ struct PreparedJob {
   std::shared_ptr<const Plan> plan;
   std::vector<SectionSpec> sections;           // of training chunks
   std::vector<SectionSpec> held_out_sections;  // of held-out chunks
+  std::vector<std::string> first_chunk_artefacts;
 
   std::string JobName() const { return "job/" + recipe.name; }
   JobObject Object() const;

@@ -35,7 +35,7 @@ absl::StatusOr<CacheStat> CacheAdmin::Stat() {
 absl::StatusOr<std::vector<bool>> CacheAdmin::Inventory(const Digest& plan,
                                                         const InventoryQuery& query) {
   SH_ASSIGN_OR_RETURN(const auto parsed, plans_.Get(objects_, plan));
-  return TakeInventory(sections_, *parsed, query);
+  return TakeInventory(sections_, objects_, *parsed, query);
 }
 
 absl::StatusOr<JobDigest> CacheAdmin::DigestOfJob(absl::string_view job) {

@@ -322,6 +322,9 @@ void CacheClientImpl::Inventory(InventoryRequest request, Callback<std::vector<b
     message.add_held_out_sections(spec.Canonical());
   }
   for (const uint32_t chunk : request.chunks) message.add_chunks(chunk);
+  for (const std::string& name : request.first_chunk_artefacts) {
+    message.add_first_chunk_artefacts(name);
+  }
   CallUntil(Deadline(), "cache.Inventory", MakeMessage(message),
             [asked = request.chunks.size(),
              done = std::move(done)](absl::StatusOr<RpcMessage> answer) mutable {
@@ -342,6 +345,9 @@ void CacheClientImpl::Inventory(InventoryRequest request, Callback<std::vector<b
 std::string PlanObjectName(const Digest& plan) { return absl::StrCat("sha256/", plan.Hex()); }
 std::string ArtefactObjectName(const Digest& teacher, absl::string_view name) {
   return absl::StrCat("artefact/", teacher.Hex(), "/", name);
+}
+std::string InfluenceArtefactName(const Digest& plan) {
+  return absl::StrCat("influence/", plan.Hex());
 }
 std::string JobObjectName(absl::string_view job) {
   return absl::StartsWith(job, "job/") ? std::string(job) : absl::StrCat("job/", job);

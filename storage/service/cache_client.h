@@ -66,6 +66,8 @@ class CacheClient {
     std::vector<SectionSpec> sections;
     std::vector<SectionSpec> held_out_sections;
     std::vector<uint32_t> chunks;  // empty: all
+    // Names of artefacts of the teacher: chunk 0 is whole only with them.
+    std::vector<std::string> first_chunk_artefacts;
   };
   virtual void Inventory(InventoryRequest request, Callback<std::vector<bool>> done) = 0;
 };
@@ -77,6 +79,7 @@ inline constexpr uint64_t kPutBytesMax = 16ull
 std::string PlanObjectName(const Digest& plan);  // "sha256/<hex>"
 std::string ArtefactObjectName(const Digest& teacher,
                                absl::string_view name);  // "artefact/<hex>/<name>"
+std::string InfluenceArtefactName(const Digest& plan);   // "influence/<hex>", measured over chunk 0
 std::string JobObjectName(absl::string_view job);        // "job/<name>"
 
 struct CacheClientOptions {

@@ -228,6 +228,8 @@ void CacheServerImpl::Inventory(RpcMessage message, Respond respond) {
         SH_ASSIGN_OR_RETURN(query.sections, SpecsOf(request.sections()));
         SH_ASSIGN_OR_RETURN(query.held_out_sections, SpecsOf(request.held_out_sections()));
         query.chunks.assign(request.chunks().begin(), request.chunks().end());
+        query.first_chunk_artefacts.assign(request.first_chunk_artefacts().begin(),
+                                           request.first_chunk_artefacts().end());
         SH_ASSIGN_OR_RETURN(const std::vector<bool> complete, cache.Inventory(plan, query));
         pb::InventoryResponse response;
         for (const bool whole : complete) response.mutable_complete()->push_back(whole ? 1 : 0);

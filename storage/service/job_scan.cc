@@ -84,6 +84,16 @@ class SectionFinder {
   std::vector<WantedSection> sections_;
 };
 
+absl::StatusOr<bool> HasArtefacts(ObjectStore& objects, const Digest& teacher,
+                                  const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    const absl::Status found = objects.Stat(ArtefactObjectName(teacher, name)).status();
+    if (absl::IsNotFound(found)) return false;
+    SH_RETURN_IF_ERROR(found);
+  }
+  return true;
+}
+
 uint32_t TrainingDocuments(const Plan& plan) {
   const uint32_t chunks = plan.training_chunk_count();
   return chunks == 0 ? 0 : plan.chunk(chunks - 1).end;
@@ -158,8 +168,8 @@ absl::StatusOr<std::shared_ptr<const Plan>> PlanCache::Get(ObjectStore& objects,
   return plan;
 }
 
-absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, const Plan& plan,
-                                                const InventoryQuery& query) {
+absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, ObjectStore& objects,
+                                                const Plan& plan, const InventoryQuery& query) {
   std::vector<uint32_t> chunks = query.chunks;
   if (chunks.empty()) {
     for (uint32_t c = 0; c < plan.chunk_count(); ++c) chunks.push_back(c);
@@ -179,6 +189,10 @@ absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, const Pl
         plan, query.teacher, chunk.held_out ? query.held_out_sections : query.sections, chunk.begin,
         chunk.end, [&](const WantedSection& section) { return finder.Add(section); }));
     SH_RETURN_IF_ERROR(finder.Finish());
+    if (chunks[i] == 0 && complete[i]) {
+      SH_ASSIGN_OR_RETURN(complete[i],
+                          HasArtefacts(objects, query.teacher, query.first_chunk_artefacts));
+    }
   }
   return complete;
 }

@@ -33,14 +33,15 @@ class PlanCache {
 
 struct InventoryQuery {
   Digest teacher;
-  std::vector<SectionSpec> sections;           // of training chunks
-  std::vector<SectionSpec> held_out_sections;  // of held-out chunks
-  std::vector<uint32_t> chunks;                // empty: all
+  std::vector<SectionSpec> sections;               // of training chunks
+  std::vector<SectionSpec> held_out_sections;      // of held-out chunks
+  std::vector<uint32_t> chunks;                    // empty: all
+  std::vector<std::string> first_chunk_artefacts;  // of the teacher
 };
-// Per chunk asked about: are all its sections there, whole? InvalidArgument for a chunk beyond the
-// plan.
-absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, const Plan& plan,
-                                                const InventoryQuery& query);
+// Per chunk asked about: are all its sections there, whole, and with chunk 0 its artefacts?
+// InvalidArgument for a chunk beyond the plan.
+absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, ObjectStore& objects,
+                                                const Plan& plan, const InventoryQuery& query);
 
 struct JobDigest {
   Digest digest;

@@ -30,6 +30,7 @@ TEST_F(JournalTest, WhatWasJournaledComesBackAndTheRestDoesNot) {
   state_ = std::move(opened->state);
 
   SubmitAndReconcile(300, 2);
+  state_.jobs.at("job/j").capture.first_chunk_artefacts = {"influence/p"};
   Register("t", 1);
   Finish(MustLease("t", 1), "t", 1);
   Fail(MustLease("t", 1), "t", 1, /*chunk_at_fault=*/true);

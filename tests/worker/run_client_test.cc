@@ -56,6 +56,7 @@ class RunClientTest : public ::testing::Test {
     event.capture.teacher = Sha256Of("teacher");
     event.capture.sections = {"stats", "logits/sampled?draws=50"};
     event.capture.held_out_sections = {"stats"};
+    event.capture.first_chunk_artefacts = {"influence/p"};
     event.chunks = {{10, false}, {10, false}, {10, true}};
     event.runs = {{"run/handbook/half", "half", "/out/.runs/half-1", "h", 40}};
     Journal::Opened opened = *Journal::OpenOver(*store_);

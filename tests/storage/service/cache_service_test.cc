@@ -190,11 +190,13 @@ class JobTest : public testing::Test {
   void PutDocument(ServedCache& cache, uint32_t d, uint64_t seed) {
     for (const PutItem& item : TestDocumentItems(*plan_, d, seed)) SH_CHECK_OK(cache.Put(item));
   }
-  std::vector<bool> Inventory(ServedCache& cache, std::vector<uint32_t> chunks = {}) {
+  std::vector<bool> Inventory(ServedCache& cache, std::vector<uint32_t> chunks = {},
+                              std::vector<std::string> first_chunk_artefacts = {}) {
     return *cache.Wait<std::vector<bool>>([&](auto done) {
-      cache.client->Inventory({plan_->digest(), TestTeacher(), Job().sections,
-                               Job().held_out_sections, std::move(chunks)},
-                              std::move(done));
+      cache.client->Inventory(
+          {plan_->digest(), TestTeacher(), Job().sections, Job().held_out_sections,
+           std::move(chunks), std::move(first_chunk_artefacts)},
+          std::move(done));
     });
   }
   static JobDigest DigestOf(ServedCache& cache) {
@@ -218,6 +220,13 @@ TEST_F(JobTest, InventoryTellsWholeChunksFromOthers) {
   EXPECT_THAT(Inventory(other, {0, plan_->chunk_count() - 1}), ElementsAre(true, false));
   PutDocument(other, last.end - 1, 1);
   EXPECT_THAT(Inventory(other, {plan_->chunk_count() - 1}), ElementsAre(true));
+}
+
+TEST_F(JobTest, FirstChunkIsWholeOnlyWithItsArtefacts) {
+  const std::string name = InfluenceArtefactName(plan_->digest());
+  EXPECT_THAT(Inventory(cache_, {1, 0}, {"head", name}), ElementsAre(true, false));
+  SH_CHECK_OK(cache_.PutObject(ArtefactObjectName(TestTeacher(), name), "{}"));
+  EXPECT_THAT(Inventory(cache_, {1, 0}, {"head", name}), ElementsAre(true, true));
 }
 
 TEST_F(JobTest, InventoryOfAnUnknownPlanOrChunkIsRefused) {
