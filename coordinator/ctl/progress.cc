@@ -35,6 +35,14 @@ std::string Printable(std::string text) {
   return text;
 }
 
+// Nothing new is to be told until the state changes.
+bool StandsStill(absl::string_view state) {
+  for (const absl::string_view one : {"queued", "captured", "finished", "failed", "cancelled"}) {
+    if (state == one) return true;
+  }
+  return false;
+}
+
 // At most `columns` bytes, cut at a code point.
 std::string Cut(std::string text, int columns) {
   size_t at = std::min<size_t>(text.size(), std::max(columns, 10));
@@ -101,9 +109,13 @@ void ProgressPrinter::ShowLine(const std::string& name, const std::string& state
   }
   Told& told = told_[name];
   const int tenth = static_cast<int>(share * 10);
-  if (told.state == state && tenth <= told.tenth && now - told.when < kTellAtLeast) return;
-  if (told.state == state && state == "queued") return;
-  told = {state, tenth, now};
+  // A run that catches up with its teacher waits and trains in turn: that is one state here.
+  const std::string phase = state == "waiting" ? "training" : state;
+  if (told.phase == phase &&
+      (StandsStill(phase) || (tenth <= told.tenth && now - told.when < kTellAtLeast))) {
+    return;
+  }
+  told = {phase, tenth, now};
   std::fprintf(options_.out, "%s: %s\n", name.c_str(), text.c_str());
 }
 

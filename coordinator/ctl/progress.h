@@ -34,7 +34,7 @@ class ProgressPrinter {
   ~ProgressPrinter() { Finish(); }
 
   // Without a terminal a thing is told when its state changes, after another tenth of its way, and
-  // at most every 30 seconds otherwise.
+  // every 30 seconds otherwise until it has ended.
   void Show(const AdminView& view, absl::Duration now);
   // A line of its own, above the bars.
   void Say(const std::string& line);
@@ -42,7 +42,7 @@ class ProgressPrinter {
 
  private:
   struct Told {
-    std::string state;
+    std::string phase;
     int tenth = -1;
     absl::Duration when;
   };

@@ -21,7 +21,8 @@ struct Supervisor::Child {
   Callbacks callbacks;
   Backoff backoff;
   pid_t pid = 0;
-  int restarts = 0;
+  int restarts = 0;  // since its last healthy life
+  absl::Duration started;
   bool stop_asked = false;
   bool ended = false;
   TimerId timer = 0;  // of the next restart, the next look for the ready file, or the SIGKILL
@@ -66,6 +67,7 @@ void Supervisor::Launch(Child& child) {
     return;
   }
   child.pid = *pid;
+  child.started = loop_.clock().Now();
   LogDebug(child.spec.name, " started, process ", *pid);
   if (!child.spec.ready_file.empty()) PollReady(child);
 }
@@ -99,6 +101,10 @@ void Supervisor::OnExit(Child& child, const ChildExit& exit) {
   if (child.stop_asked || (!exit.by_signal && exit.code == kExitOk)) {
     End(child, absl::OkStatus());
     return;
+  }
+  if (loop_.clock().Now() - child.started >= options_.healthy) {
+    child.restarts = 0;
+    child.backoff.Reset();
   }
   const std::string& log = child.spec.log_path;
   const bool is_final =

@@ -9,7 +9,7 @@
 //        5 backoff over│  ▼
 //                   [waiting] ──6 no longer wanted──► [ended OK]
 //   [running] ──4── exit 0 ─────────────────────────► [ended OK]
-//   [running] ──7── a final exit code, or the sixth death ─► [ended with an error naming the log]
+//   [running] ──7── a final exit code, or too many deaths ─► [ended with an error naming the log]
 //   [running] ──8── Stop or StopAll: SIGTERM, after `grace` SIGKILL ─► [ended OK]
 #pragma once
 
@@ -27,8 +27,8 @@
 
 namespace stillhouse {
 
-inline constexpr int kChildRestartsMax =
-    5;  // of one child; a sixth death means it will not get better
+// Of one child without a healthy life between; a sixth death means it will not get better.
+inline constexpr int kChildRestartsMax = 5;
 
 struct ChildSpec {
   std::string name;  // unique, for people: "teacher-0"
@@ -46,6 +46,7 @@ class Supervisor {
     absl::Duration backoff_max = absl::Seconds(5);
     absl::Duration grace = absl::Seconds(30);  // between SIGTERM and SIGKILL, for Stop
     absl::Duration ready_poll = absl::Milliseconds(20);
+    absl::Duration healthy = absl::Minutes(10);  // a life that long forgives the deaths before it
   };
   // `loop` must outlive the supervisor.
   Supervisor(EventLoop& loop, const Options& options);

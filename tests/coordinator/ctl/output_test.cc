@@ -132,12 +132,18 @@ TEST_F(ProgressTest, PlainLinesComeOnChangeOnly) {
   view.runs[0].state = "waiting";
   printer.Show(view, absl::Seconds(3));
   printer.Show(view, absl::Seconds(40));  // long ago
+  view.runs[0].state = "finished";
+  printer.Show(view, absl::Seconds(41));
+  view.jobs[0].rows_durable = 600;
+  printer.Show(view, absl::Seconds(100));  // what has ended is not told again
   const std::string job = "job/handbook: capturing ";
   const std::string rest = " of 1.0k tokens, 1.9k tokens/s, 1m 20s left\n";
   const std::string run = ", step 10 of 40, loss 4.250, 1m 00s left, odd [2J\n";
-  EXPECT_EQ(Written(), absl::StrCat(job, "45 %, 450", rest, "run/handbook/half: training", run, job,
-                                    "50 %, 500", rest, "run/handbook/half: waiting", run, job,
-                                    "50 %, 500", rest, "run/handbook/half: waiting", run));
+  EXPECT_EQ(Written(),
+            absl::StrCat(job, "45 %, 450", rest, "run/handbook/half: training", run, job,
+                         "50 %, 500", rest, job, "50 %, 500", rest, "run/handbook/half: waiting",
+                         run, "run/handbook/half: finished, step 10 of 40, loss 4.250, odd [2J\n",
+                         job, "60 %, 600", rest));
 }
 
 TEST_F(ProgressTest, ATerminalIsRedrawnInPlaceAndNeverWrapped) {

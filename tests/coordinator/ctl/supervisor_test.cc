@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 class SupervisorTest : public testing::Test {
  protected:
-  SupervisorTest()
+  explicit SupervisorTest(absl::Duration healthy = absl::Minutes(10))
       : folder_(*TempFolder::Create()),
         signals_(loop_,
                  [this](int signal) {
@@ -27,7 +27,8 @@ class SupervisorTest : public testing::Test {
                  }),
         supervisor_(loop_, {.backoff_first = absl::Milliseconds(1),
                             .backoff_max = absl::Milliseconds(2),
-                            .ready_poll = absl::Milliseconds(1)}) {}
+                            .ready_poll = absl::Milliseconds(1),
+                            .healthy = healthy}) {}
 
   std::string Path(const std::string& name) { return JoinPath(folder_.path(), name); }
   ChildSpec Shell(const std::string& name, const std::string& script) {
@@ -80,6 +81,19 @@ TEST_F(SupervisorTest, T7_TheSixthDeathNamesTheLogAndItsLastLine) {
   EXPECT_THAT(
       std::string(status.message()),
       testing::AllOf(HasSubstr("exit code 9 for the 6th time: no luck"), HasSubstr(Path("a.log"))));
+}
+
+class EveryLifeIsHealthyTest : public SupervisorTest {
+ protected:
+  EveryLifeIsHealthyTest() : SupervisorTest(absl::ZeroDuration()) {}
+};
+
+TEST_F(EveryLifeIsHealthyTest, T3_ALongLifeForgivesTheDeathsBeforeIt) {
+  const std::string count = Path("count");
+  EXPECT_TRUE(RunToEnd(Shell("a", absl::StrCat("echo x >> '", count, "'; [ $(wc -l < '", count,
+                                               "') -ge 9 ] || exit 1")))
+                  .ok());
+  EXPECT_EQ(ReadFile(count)->size(), 18u);
 }
 
 TEST_F(SupervisorTest, T7_AFinalExitCodeEndsItAtOnce) {
