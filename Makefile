@@ -19,10 +19,11 @@ quickstart: build  ## one teacher, one cache, two students, on this machine: at 
 test: build  ## build and run the fast tests: at most 6 minutes when built
 	@tools/run_tests.sh build -LE slow
 
-test-all: deps  ## what CI runs besides: lint
+test-all: deps  ## what CI runs besides: lint, and the core tests under sanitizers
 	@tools/test_all.sh
 
-sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds: about 40 minutes at first
+sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds: about 20 minutes at first
+	@tools/setup/setup.sh lint
 	@tools/sanitize.sh
 
 test-quickstart: build  ## the quickstart with its results checked: about 15 minutes
