@@ -28,7 +28,7 @@ name: {name}
 teacher: {{model: {teacher}, dtype: bf16}}
 dataset:
   sources: [{{path: "{corpus}/*.txt", domain: docs}}]
-  max_tokens: 512
+  max_tokens: 256
   when_longer: split
   held_out: 0.05
   shuffle_window: 8
@@ -57,7 +57,7 @@ students:
       - {{cross_entropy: {{}}, weight: 0.1}}
     optimizer: {{name: adamw, lr: 3e-4, betas: [0.9, 0.95], weight_decay: 0.01,
                 warmup: 0.1, schedule: cosine, clip: 1.0}}
-    steps: 30
+    steps: 20
     seed: 7
   - name: control                   # half without distillation: everything else is the same
     init: {{from: teacher, layers: {{keep: 15, by: block_influence}}}}
