@@ -80,6 +80,8 @@ std::vector<uint64_t> ChunkTable::ConfirmPresent(uint32_t index) {
   Move(index, ChunkState::kDurable);
   Chunk& chunk = chunks_[index];
   chunk.failures.clear();
+  chunk.losses = 0;
+  chunk.solo_losses.clear();
   chunk.solo = false;
   chunk.avoid = {};
   chunk.done_by = {};
@@ -118,12 +120,26 @@ std::vector<uint64_t> ChunkTable::AddFailure(uint32_t index, ChunkFailure failur
   return TakeGrants(index);
 }
 
+void ChunkTable::AddLoss(uint32_t index, ChunkFailure loss, bool solo) {
+  Chunk& chunk = chunks_[index];
+  if (chunk.state == ChunkState::kDurable || chunk.state == ChunkState::kPoisoned) return;
+  ++chunk.losses;
+  const bool known =
+      std::any_of(chunk.solo_losses.begin(), chunk.solo_losses.end(),
+                  [&](const ChunkFailure& earlier) { return earlier.worker == loss.worker; });
+  if (!solo || known) return;
+  loss.reason.resize(std::min(loss.reason.size(), kReasonBytesMax));
+  chunk.solo_losses.push_back(std::move(loss));
+}
+
 std::vector<uint32_t> ChunkTable::ForgivePoisoned() {
   std::vector<uint32_t> forgiven;
   if (CountIn(ChunkState::kPoisoned) == 0) return forgiven;
   for (uint32_t i = 0; i < chunks_.size(); ++i) {
     if (chunks_[i].state != ChunkState::kPoisoned) continue;
     chunks_[i].failures.clear();
+    chunks_[i].losses = 0;
+    chunks_[i].solo_losses.clear();
     Move(i, ChunkState::kPending);
     forgiven.push_back(i);
   }

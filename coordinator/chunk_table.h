@@ -12,7 +12,8 @@
 //       │ └──────────7 late done──────────────────────────────────┘   │ ▲
 //       └────────────10 lost by the cache, found when reconciling ────┘ └─9 found when reconciling,
 //                                                                         from any state
-//      [pending], [leased] ──8 third attributed failure──► [poisoned]
+//      [pending], [leased] ──8 third attributed failure──► [poisoned]   (a lost worker is none, see
+//                                                                        IsDeadly in state.h)
 //      [poisoned] ──11 late done──► [confirming]
 //      [poisoned] ──12 submitted again──► [pending]
 //
@@ -68,9 +69,13 @@ struct Chunk {
   std::vector<uint64_t> grants;        // epochs of the live ones
   std::vector<ChunkFailure> failures;  // attributed to the chunk, at most one per incarnation
   std::vector<ChunkCharge> charges;    // teacher rows computed for it, per grant
-  bool solo = false;                   // a worker was lost with it: one grant at a time
-  WorkerRef avoid;                     // and elsewhere, if there is an elsewhere
-  WorkerRef done_by;                   // who said done, while confirming
+  // Volatile, since it was last stored or forgiven: workers lost with it, and those of them that
+  // were alone with it on a retry, at most one loss per incarnation.
+  uint32_t losses = 0;
+  std::vector<ChunkFailure> solo_losses;
+  bool solo = false;  // a worker was lost with it: one grant at a time
+  WorkerRef avoid;    // and elsewhere, if there is an elsewhere
+  WorkerRef done_by;  // who said done, while confirming
 };
 
 class ChunkTable {
@@ -97,6 +102,8 @@ class ChunkTable {
   // Records a failure unless this incarnation has failed it before. T8 at the kChunkFailuresMax-th,
   // when all grants are ended; returns those.
   std::vector<uint64_t> AddFailure(uint32_t index, ChunkFailure failure);
+  // A worker was lost with it, which by itself is no failure. `solo`: alone, on a retry.
+  void AddLoss(uint32_t index, ChunkFailure loss, bool solo);
   // T12: every poisoned chunk is pending again, its failures forgotten. Returns which.
   std::vector<uint32_t> ForgivePoisoned();
 

@@ -20,6 +20,13 @@ inline constexpr int kSlowMedians = 2;
 inline constexpr size_t kGrantsPerChunkMax = 2;
 // Failures attributed to a chunk, in as many worker incarnations, that poison it.
 inline constexpr size_t kChunkFailuresMax = 3;
+// Lost workers blame a chunk only where chance does not explain it: a worker is killed by people,
+// preemption and failing nodes, too. Until a job knows better, one loss in so many leases is taken
+// for usual; as long as all is quiet three losses alone with a chunk are then beyond chance.
+inline constexpr double kQuietLeases = 50;
+inline constexpr double kLossChanceMin = 1e-5;
+// Whatever the chance: a chunk takes no more workers with it than this.
+inline constexpr size_t kSoloLossesMax = 30;
 // Chunks that fail one after another in one process before it is asked to leave.
 inline constexpr int kWorkerFailuresMax = 3;
 // The loop's own period; a gap well beyond it is the coordinator's fault and is given back to

@@ -35,6 +35,17 @@ bool Serves(const Worker& worker, const Job& job) {
          worker.teacher == job.capture.teacher && worker.teacher_dtype == job.capture.teacher_dtype;
 }
 
+bool IsDeadly(const Job& job, const Chunk& chunk) {
+  const size_t alone = chunk.solo_losses.size();
+  if (alone < kChunkFailuresMax) return false;
+  const auto elsewhere = static_cast<double>(job.workers_lost - chunk.losses);
+  const double usual =
+      (elsewhere + 1) / (elsewhere + static_cast<double>(job.leases_answered) + kQuietLeases);
+  double chance = 1;
+  for (size_t i = 0; i < alone; ++i) chance *= usual;
+  return chance <= kLossChanceMin || alone >= kSoloLossesMax;
+}
+
 std::string DescribeChunk(const std::string& job, uint32_t chunk) {
   return absl::StrCat(job, " chunk ", chunk);
 }

@@ -67,6 +67,9 @@ struct Job {
   uint64_t generation = 1;    // answers of the cache to questions of an earlier one are void
   bool reconciled = false;    // the cache was asked about every chunk since the journal was opened
   uint64_t rows_granted = 0;  // for fair shares
+  // Leases that ended by a word of their worker, and workers lost with a lease or ready for one.
+  uint64_t leases_answered = 0;
+  uint64_t workers_lost = 0;
   std::optional<absl::Duration> capture_started;
   double capture_seconds_before = 0;
   absl::Duration teacher_seen_at;
@@ -280,6 +283,10 @@ Job* FindJob(State& state, const std::string& name);  // "job/x" or "x"; null if
 absl::Duration MedianChunkTime(const Job& job);
 absl::Duration StallLimit(const Job& job);
 bool Serves(const Worker& worker, const Job& job);  // same teacher, same dtype, alive, not leaving
+// So many workers were lost alone with the chunk that what else the job loses does not explain it.
+// Preempted workers die all the time, and a chunk that kills each worker that touches it must not
+// go on for ever; the share of all other leases that were lost tells one from the other.
+bool IsDeadly(const Job& job, const Chunk& chunk);
 std::string DescribeChunk(const std::string& job, uint32_t chunk);
 // `rows` of the chunk were computed under this grant: the job and its paying run are charged for
 // what was not charged before.

@@ -29,10 +29,9 @@ void BlameChunk(State& state, Job& job, uint32_t chunk, const WorkerRef& worker,
   SettleJob(job, effects);
 }
 
-// The worker was lost, or hung, with this grant. The first time says nothing about the chunk; when
-// it was alone with it on a retry, it does.
-void LoseLease(State& state, uint64_t epoch, const std::string& how, Effects& effects) {
-  const Lease lease = state.leases.Remove(epoch);
+// Ends a grant whose worker said nothing. The chunk is retried alone and elsewhere.
+Lease TakeLease(State& state, uint64_t epoch, const std::string& how, Effects& effects) {
+  Lease lease = state.leases.Remove(epoch);
   Job* job = FindJob(state, lease.job);
   SH_CHECK(job != nullptr, "a lease of no job");
   job->chunks.EndGrant(lease.chunk, epoch);
@@ -40,12 +39,40 @@ void LoseLease(State& state, uint64_t epoch, const std::string& how, Effects& ef
   job->chunks.RetryElsewhere(lease.chunk, lease.worker, /*solo=*/true);
   effects.warnings.push_back(
       absl::StrCat(DescribeChunk(lease.job, lease.chunk), ": ", lease.worker.name, " ", how));
-  if (lease.solo) BlameChunk(state, *job, lease.chunk, lease.worker, how, effects);
+  return lease;
+}
+
+// It hung with this grant. The first time says nothing about the chunk; when it was alone with it
+// on a retry, it does.
+void HangLease(State& state, uint64_t epoch, Effects& effects) {
+  const std::string how = "made no progress";
+  const Lease lease = TakeLease(state, epoch, how, effects);
+  if (lease.solo) {
+    BlameChunk(state, *FindJob(state, lease.job), lease.chunk, lease.worker, how, effects);
+  }
+}
+
+void LoseLease(State& state, uint64_t epoch, const std::string& how, Effects& effects) {
+  const Lease lease = TakeLease(state, epoch, how, effects);
+  Job& job = *FindJob(state, lease.job);
+  ++job.workers_lost;
+  job.chunks.AddLoss(lease.chunk, {lease.worker, how}, lease.solo);
+  const Chunk& chunk = job.chunks.at(lease.chunk);
+  if (!IsDeadly(job, chunk)) return;
+  const std::string reason = absl::StrCat(
+      chunk.solo_losses.size(), " workers were lost while they computed it alone, the last ", how);
+  for (const ChunkFailure& loss : std::vector<ChunkFailure>(chunk.solo_losses)) {
+    BlameChunk(state, job, lease.chunk, loss.worker, reason, effects);
+  }
 }
 
 void LoseWorker(State& state, Worker& worker, const std::string& how, Effects& effects) {
+  const std::vector<uint64_t> held = state.leases.HeldBy(worker.ref.name);
+  if (held.empty()) {
+    for (auto& [name, job] : state.jobs) job.workers_lost += Serves(worker, job) ? 1 : 0;
+  }
   worker.life = WorkerLife::kLost;
-  for (const uint64_t epoch : state.leases.HeldBy(worker.ref.name)) {
+  for (const uint64_t epoch : held) {
     // A loss may poison a chunk and so end other leases.
     if (state.leases.Find(epoch) != nullptr) LoseLease(state, epoch, how, effects);
   }
@@ -198,7 +225,7 @@ HeartbeatAnswer OnHeartbeat(State& state, const HeartbeatEvent& event, absl::Dur
     }
     const Job* job = FindJob(state, lease->job);
     if (state.leases.Renew(grant.epoch, rows_done, StallLimit(*job), now)) continue;
-    LoseLease(state, grant.epoch, "made no progress", effects);
+    HangLease(state, grant.epoch, effects);
     BlameWorker(*worker, "no progress", effects);
     answer.cancelled.push_back(grant);
   }
@@ -258,6 +285,7 @@ absl::Status OnDone(State& state, const DoneEvent& event, absl::Duration now, Ef
     job.durations.push_back(now - lease->granted_at);
     if (job.durations.size() > kDurationsKept) job.durations.pop_front();
     state.leases.Remove(event.grant.epoch);
+    ++job.leases_answered;
     if (event.parts_mismatched > 0) {
       job.parts_mismatched += event.parts_mismatched;
       effects.rows.insert({RowRef::Kind::kJobState, job.name});
@@ -291,6 +319,7 @@ absl::Status OnFailed(State& state, const FailedEvent& event, absl::Duration now
     job.chunks.EndGrant(chunk, event.grant.epoch);
   }
   if (event.returned) return absl::OkStatus();
+  job.leases_answered += first_time ? 1 : 0;
   if (Worker* worker = FindWorker(state, event.worker); worker != nullptr && first_time) {
     worker->last_heard = now;
     BlameWorker(*worker, event.reason, effects);

@@ -1,5 +1,10 @@
 #include <gmock/gmock.h>
 
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/status.h"
+
 #include "tests/coordinator/state_fixture.h"
 
 namespace stillhouse {
@@ -59,18 +64,93 @@ TEST_F(WorkersTest, ARenewalWithoutProgressIsRefused) {
   EXPECT_EQ(chunk(0).state, ChunkState::kPending);
 }
 
-TEST_F(WorkersTest, ALossOnASoloRetryIsTheChunksFaultTheThirdPoisons) {
+TEST_F(WorkersTest, AChunkThatKillsEachWorkerThatTouchesItIsPoisoned) {
   SubmitAndReconcile(2);
   for (uint64_t incarnation = 1; incarnation <= 4; ++incarnation) {
     Register("t", incarnation);  // the process before is thereby known to be dead
-    EXPECT_EQ(chunk(0).failures.size(), incarnation < 3 ? 0 : incarnation - 2);
+    EXPECT_EQ(chunk(0).solo_losses.size(), incarnation < 3 ? 0 : incarnation - 2);
+    EXPECT_EQ(chunk(0).state, ChunkState::kPending);
     EXPECT_EQ(MustLease("t", incarnation).chunk, 0);
   }
   Register("t", 5);
   EXPECT_EQ(chunk(0).state, ChunkState::kPoisoned);
+  EXPECT_EQ(chunk(0).failures.size(), kChunkFailuresMax);
   Finish(MustLease("t", 5), "t", 5);
   EXPECT_EQ(job().phase, JobPhase::kFailed);
-  EXPECT_THAT(job().problem, HasSubstr("chunk 0"));
+  EXPECT_THAT(job().problem,
+              HasSubstr("chunk 0: 3 workers were lost while they computed it alone"));
+}
+
+TEST_F(WorkersTest, ADeadlyChunkIsFoundAmongHealthyOnes) {
+  SubmitAndReconcile(60);
+  uint64_t incarnation = 1;
+  Register("t", incarnation);
+  for (uint32_t c = 0; c < 60; ++c) {
+    for (GrantRef grant = MustLease("t", incarnation);; grant = MustLease("t", incarnation)) {
+      if (grant.chunk != 20) {
+        Finish(grant, "t", incarnation);
+        break;
+      }
+      Register("t", ++incarnation);
+      if (chunk(20).state == ChunkState::kPoisoned) break;
+      ASSERT_LT(incarnation, 10);
+    }
+  }
+  EXPECT_EQ(incarnation, 5) << "four workers are all that it cost";
+  EXPECT_EQ(job().chunks.CountIn(ChunkState::kDurable), 59);
+}
+
+// Eight workers, each killed when it has computed one chunk more or two: every chunk that is under
+// way then is lost, and one worker goes to the same chunk again and again.
+TEST_F(WorkersTest, PreemptionOfWorkersIsNotTheChunksFault) {
+  constexpr int kWorkers = 8;
+  constexpr int kChunks = 400;
+  SubmitAndReconcile(kChunks);
+  uint64_t incarnation = 1;
+  Register("w0", incarnation);
+  Finish(MustLease("w0", incarnation), "w0", incarnation);
+  size_t most_losses = 0;
+  for (int round = 0; job().phase == JobPhase::kCapturing && round < 2000; ++round) {
+    // A wave takes them all, whatever they hold.
+    ++incarnation;
+    for (int w = 0; w < kWorkers; ++w) Register(absl::StrCat("w", w), incarnation);
+    for (int w = 0; w < kWorkers; ++w) {
+      const std::string name = absl::StrCat("w", w);
+      const LeaseAnswer leased = Lease(name, incarnation);
+      // The first chunk that is pending is the unlucky one: it is not finished for ten waves.
+      if (!leased.grant.has_value()) continue;
+      if (leased.grant->chunk == 1 && round < 10) continue;
+      if (w % 2 == 0) Finish(*leased.grant, name, incarnation);
+    }
+    most_losses = std::max<size_t>(most_losses, chunk(1).losses);
+    ASSERT_EQ(job().chunks.CountIn(ChunkState::kPoisoned), 0) << "after wave " << round;
+  }
+  EXPECT_EQ(job().phase, JobPhase::kCaptured);
+  EXPECT_GE(most_losses, 6u) << "the test is not hard enough";
+}
+
+TEST_F(WorkersTest, ThereIsAnEndToLossesHoweverUsual) {
+  SubmitAndReconcile(1);
+  uint64_t incarnation = 1;
+  while (chunk(0).state != ChunkState::kPoisoned) {
+    ASSERT_LE(incarnation, kSoloLossesMax + 2);
+    job().workers_lost = 1'000'000;  // elsewhere
+    Register("t", ++incarnation);
+    if (chunk(0).state == ChunkState::kPending) MustLease("t", incarnation);
+  }
+  EXPECT_EQ(incarnation, kSoloLossesMax + 3);
+}
+
+TEST_F(WorkersTest, AHangAloneIsTheChunksFault) {
+  SubmitAndReconcile(1);
+  for (uint64_t incarnation = 1; incarnation <= 4; ++incarnation) {
+    Register("t", incarnation);
+    const GrantRef grant = MustLease("t", incarnation);
+    while (Beat("t", incarnation, {{grant, 10}}).cancelled.empty()) Pass(absl::Seconds(5));
+    EXPECT_EQ(chunk(0).failures.size(), incarnation - 1);
+    Beat("t", incarnation, {}, "left");
+  }
+  EXPECT_EQ(chunk(0).state, ChunkState::kPoisoned);
 }
 
 TEST_F(WorkersTest, AWorkerThatFailsChunkAfterChunkIsAskedToLeave) {
