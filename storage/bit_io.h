@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "absl/strings/string_view.h"
@@ -49,10 +50,12 @@ class BitReader {
 
   // REQUIRES: width <= 56.
   uint64_t Get(int width) {
-    Fill();
     if (width > held_bits_) {
-      Fail();
-      return 0;
+      Fill();
+      if (width > held_bits_) {
+        Fail();
+        return 0;
+      }
     }
     const uint64_t value = held_ & ((1ull << width) - 1);
     Drop(width);
@@ -85,6 +88,16 @@ class BitReader {
 
  private:
   void Fill() {
+    if (next_ + sizeof(uint64_t) <= bytes_.size() && held_bits_ <= 56) {  // whole bytes at once
+      uint64_t word;
+      std::memcpy(&word, bytes_.data() + next_, sizeof(word));
+      const int bytes = (63 - held_bits_) / 8;
+      held_ |= word << held_bits_;
+      held_bits_ += 8 * bytes;
+      held_ &= (1ull << held_bits_) - 1;
+      next_ += bytes;
+      return;
+    }
     while (held_bits_ <= 56 && next_ < bytes_.size()) {
       held_ |= static_cast<uint64_t>(static_cast<uint8_t>(bytes_[next_++])) << held_bits_;
       held_bits_ += 8;

@@ -5,11 +5,11 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "common/byte_io.h"
 #include "common/status.h"
 #include "storage/bit_io.h"
+#include "storage/codec/payload.h"
 
 namespace stillhouse {
 namespace {
@@ -17,22 +17,6 @@ namespace {
 constexpr double kStatsScale = 4096;  // 1 / (2 kStatsErrorMax)
 constexpr int kStatsWidthMax = 40;    // bits of a column
 constexpr int kStatsColumns = 5;
-constexpr int kRiceBits = 5;  // of a row's Rice parameter
-
-absl::Status Malformed(absl::string_view section, absl::string_view what) {
-  return absl::DataLossError(absl::StrCat("malformed payload of ", section, ": ", what));
-}
-
-absl::Status TakeCodec(absl::string_view section, CodecId codec, absl::string_view* payload) {
-  if (payload->empty()) return Malformed(section, "it is empty");
-  if (static_cast<uint8_t>((*payload)[0]) != static_cast<uint8_t>(codec)) {
-    return Malformed(section,
-                     absl::StrCat("codec ", static_cast<int>(static_cast<uint8_t>((*payload)[0])),
-                                  " is not known to this version"));
-  }
-  payload->remove_prefix(1);
-  return absl::OkStatus();
-}
 
 uint64_t ZigZag(int64_t value) {
   return (static_cast<uint64_t>(value) << 1) ^ static_cast<uint64_t>(value >> 63);
@@ -67,91 +51,17 @@ absl::Status DecodeColumn(ByteReader* reader, uint32_t row_count, std::vector<in
   uint8_t width = 0;
   absl::string_view packed;
   if (!reader->GetVarint(&least) || !reader->Get(&width))
-    return Malformed("stats", "it is cut short");
+    return MalformedPayload("stats", "it is cut short");
   if (width > kStatsWidthMax || least >= (1ull << kStatsWidthMax)) {
-    return Malformed("stats", "a column is too wide");
+    return MalformedPayload("stats", "a column is too wide");
   }
   if (!reader->GetRaw((static_cast<uint64_t>(row_count) * width + 7) / 8, &packed)) {
-    return Malformed("stats", "it is cut short");
+    return MalformedPayload("stats", "it is cut short");
   }
   BitReader bits(packed);
   column->resize(row_count);
   for (int64_t& value : *column) value = UnZigZag(least) + static_cast<int64_t>(bits.Get(width));
-  if (!bits.AtEnd()) return Malformed("stats", "bits are left over");
-  return absl::OkStatus();
-}
-
-// The Rice parameter that makes the gaps of one row shortest.
-int RiceParameter(const std::vector<uint32_t>& gaps) {
-  int best = 0;
-  uint64_t best_bits = std::numeric_limits<uint64_t>::max();
-  for (int k = 0; k < (1 << kRiceBits); ++k) {
-    uint64_t bits = gaps.size() * static_cast<uint64_t>(k + 1);
-    for (const uint32_t gap : gaps) bits += gap >> k;
-    if (bits < best_bits) {
-      best_bits = bits;
-      best = k;
-    }
-  }
-  return best;
-}
-
-void EncodeSampledRow(const SampledRows& rows, uint32_t row, std::vector<uint32_t>* gaps,
-                      BitWriter* bits) {
-  const uint32_t first = rows.offsets[row], last = rows.offsets[row + 1];
-  SH_CHECK(first < last && last <= rows.ids.size() && last <= rows.counts.size(), "row ", row);
-  gaps->clear();
-  int64_t previous = -1;
-  uint64_t sum = 0;
-  for (uint32_t i = first; i < last; ++i) {
-    SH_CHECK(rows.ids[i] > previous && rows.counts[i] >= 1, "row ", row, " is not in order");
-    gaps->push_back(static_cast<uint32_t>(rows.ids[i] - previous - 1));
-    previous = rows.ids[i];
-    sum += rows.counts[i];
-  }
-  SH_CHECK(sum == rows.draws, "row ", row, " has ", sum, " draws, not ", rows.draws);
-  const int k = RiceParameter(*gaps);
-  bits->Put(k, kRiceBits);
-  for (uint32_t i = first; i < last; ++i) {
-    const uint32_t gap = (*gaps)[i - first];
-    bits->PutUnary(gap >> k);
-    bits->Put(gap & ((1u << k) - 1), k);
-    bits->PutUnary(rows.counts[i] - 1);
-  }
-}
-
-absl::Status DecodeSampledRow(uint32_t vocabulary, BitReader* bits, SampledRows* rows) {
-  const int k = static_cast<int>(bits->Get(kRiceBits));
-  int64_t previous = -1;
-  for (uint32_t left = rows->draws; left > 0;) {
-    const uint64_t gap = (bits->GetUnary(vocabulary >> k) << k) | bits->Get(k);
-    const uint64_t count = bits->GetUnary(left - 1) + 1;
-    if (!bits->ok()) return Malformed("logits/sampled", "a row is cut short or out of range");
-    const int64_t id = previous + 1 + static_cast<int64_t>(gap);
-    if (id >= vocabulary) {
-      return Malformed("logits/sampled",
-                       absl::StrCat("id ", id, " of a vocabulary of ", vocabulary));
-    }
-    rows->ids.push_back(static_cast<int32_t>(id));
-    rows->counts.push_back(static_cast<uint16_t>(count));
-    previous = id;
-    left -= static_cast<uint32_t>(count);
-  }
-  rows->offsets.push_back(static_cast<uint32_t>(rows->ids.size()));
-  return absl::OkStatus();
-}
-
-absl::Status DecodeSampledRows(absl::string_view payload, uint32_t row_count, uint32_t vocabulary,
-                               SampledRows* rows) {
-  // Counts alone take `draws` bits of a row.
-  if (payload.size() * 8 < static_cast<uint64_t>(row_count) * (kRiceBits + rows->draws)) {
-    return Malformed("logits/sampled", "it is cut short");
-  }
-  BitReader bits(payload);
-  for (uint32_t row = 0; row < row_count; ++row) {
-    SH_RETURN_IF_ERROR(DecodeSampledRow(vocabulary, &bits, rows));
-  }
-  if (!bits.AtEnd()) return Malformed("logits/sampled", "bits are left over");
+  if (!bits.AtEnd()) return MalformedPayload("stats", "bits are left over");
   return absl::OkStatus();
 }
 
@@ -179,15 +89,15 @@ std::string EncodeStats(const StatsRows& rows, uint32_t begin, uint32_t end) {
 absl::Status DecodeStats(absl::string_view payload, uint32_t row_count, StatsRows* rows) {
   SH_RETURN_IF_ERROR(TakeCodec("stats", CodecId::kStatsFixed, &payload));
   // A column of equal values takes no bits at all, so the payload does not bound the rows.
-  if (row_count > SectionSpec{}.RowsPerPart()) return Malformed("stats", "too many rows");
+  if (row_count > SectionSpec{}.RowsPerPart()) return MalformedPayload("stats", "too many rows");
   ByteReader reader(payload);
   std::array<std::vector<int64_t>, kStatsColumns> columns;
   for (std::vector<int64_t>& column : columns) {
     SH_RETURN_IF_ERROR(DecodeColumn(&reader, row_count, &column));
   }
-  if (!reader.AtEnd()) return Malformed("stats", "bytes are left over");
+  if (!reader.AtEnd()) return MalformedPayload("stats", "bytes are left over");
   for (const int64_t id : columns[2]) {
-    if (id < 0 || id >= kVocabularyMax) return Malformed("stats", absl::StrCat("id ", id));
+    if (id < 0 || id >= kVocabularyMax) return MalformedPayload("stats", absl::StrCat("id ", id));
   }
   for (uint32_t row = 0; row < row_count; ++row) {
     rows->entropy.push_back(FromFixed(columns[0][row]));
@@ -197,30 +107,6 @@ absl::Status DecodeStats(absl::string_view payload, uint32_t row_count, StatsRow
     rows->next_logprob.push_back(FromFixed(columns[4][row]));
   }
   return absl::OkStatus();
-}
-
-std::string EncodeSampled(const SampledRows& rows, uint32_t begin, uint32_t end) {
-  SH_CHECK(begin < end && end <= rows.rows(), "rows ", begin, " to ", end);
-  std::string out(1, static_cast<char>(CodecId::kSampledRice));
-  BitWriter bits(out);
-  std::vector<uint32_t> gaps;
-  for (uint32_t row = begin; row < end; ++row) EncodeSampledRow(rows, row, &gaps, &bits);
-  bits.Finish();
-  return out;
-}
-
-absl::Status DecodeSampled(absl::string_view payload, uint32_t row_count, uint32_t vocabulary,
-                           SampledRows* rows) {
-  SH_CHECK(rows->draws > 0);
-  SH_RETURN_IF_ERROR(TakeCodec("logits/sampled", CodecId::kSampledRice, &payload));
-  const size_t rows_before = rows->offsets.size(), ids_before = rows->ids.size();
-  const absl::Status status = DecodeSampledRows(payload, row_count, vocabulary, rows);
-  if (!status.ok()) {
-    rows->offsets.resize(rows_before);
-    rows->ids.resize(ids_before);
-    rows->counts.resize(ids_before);
-  }
-  return status;
 }
 
 std::string EncodeHidden(const HiddenRows& rows, uint32_t begin, uint32_t end) {
@@ -237,8 +123,8 @@ absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenR
   SH_RETURN_IF_ERROR(TakeCodec("hidden/last", CodecId::kHiddenBf16, &payload));
   const uint64_t values = static_cast<uint64_t>(row_count) * rows->hidden_size;
   if (payload.size() != values * sizeof(uint16_t)) {
-    return Malformed("hidden/last", absl::StrCat(payload.size(), " bytes for ", row_count,
-                                                 " rows of ", rows->hidden_size));
+    return MalformedPayload("hidden/last", absl::StrCat(payload.size(), " bytes for ", row_count,
+                                                        " rows of ", rows->hidden_size));
   }
   const size_t before = rows->values.size();
   rows->values.resize(before + values);
@@ -280,7 +166,7 @@ absl::StatusOr<std::string> CanonicalValues(const SectionSpec& spec, absl::strin
       rows.hidden_size = spec.hidden_size;
       SH_RETURN_IF_ERROR(DecodeHidden(payload, row_count, &rows));
       if (!std::all_of(rows.values.begin(), rows.values.end(), Bf16IsFinite)) {
-        return Malformed("hidden/last", "a value is not finite");
+        return MalformedPayload("hidden/last", "a value is not finite");
       }
       payload.remove_prefix(1);
       return std::string(payload);

@@ -15,10 +15,14 @@ namespace stillhouse {
 
 // Ids are stored in records: never reuse one.
 enum class CodecId : uint8_t {
-  kStatsFixed = 1,   // fixed point, columns packed to the bits that the part needs
-  kSampledRice = 2,  // gaps of ascending ids in Rice code, counts in unary
-  kHiddenBf16 = 3,   // the bits as they are
+  kStatsFixed = 1,  // fixed point, columns packed to the bits that the part needs
+  // 2 was a first form of logits/sampled.
+  kHiddenBf16 = 3,    // the bits as they are
+  kSampledLists = 4,  // ids with the rows that hold them, then counts, in a range code that learns
 };
+
+// Which instructions decode: the result is the same.
+enum class Instructions { kBest, kPortable };
 
 // A static table that a codec needs (id frequencies, …): its number in the cache. None so far.
 inline constexpr uint32_t kTableNone = 0;
@@ -42,7 +46,7 @@ std::string EncodeHidden(const HiddenRows& rows, uint32_t begin, uint32_t end);
 absl::Status DecodeStats(absl::string_view payload, uint32_t row_count, StatsRows* rows);
 // REQUIRES: rows->draws is that of the spec. `vocabulary` bounds the ids.
 absl::Status DecodeSampled(absl::string_view payload, uint32_t row_count, uint32_t vocabulary,
-                           SampledRows* rows);
+                           SampledRows* rows, Instructions instructions = Instructions::kBest);
 // REQUIRES: rows->hidden_size is that of the spec.
 absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenRows* rows);
 

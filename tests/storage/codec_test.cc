@@ -15,8 +15,6 @@
 namespace stillhouse {
 namespace {
 
-using testing::ElementsAre;
-
 std::string Hex(absl::string_view bytes) { return std::string(absl::BytesToHexString(bytes)); }
 
 TEST(SectionSpecTest, CanonicalTextsParseBack) {
@@ -120,51 +118,6 @@ TEST(StatsCodecTest, AbsurdRowCountsOfAConstantPayloadAreRefused) {
             absl::StatusCode::kDataLoss);
 }
 
-TEST(SampledCodecTest, GoldenBytes) {
-  SampledRows rows;
-  rows.draws = 5;
-  rows.ids = {3, 10, 49151, 0};
-  rows.counts = {1, 3, 1, 5};
-  rows.offsets = {0, 3, 4};
-  const std::string payload = EncodeSampled(rows, 0, 2);
-  EXPECT_EQ(Hex(payload), "02ed00d80010a4ff4108");
-  SampledRows decoded;
-  decoded.draws = 5;
-  SH_CHECK_OK(DecodeSampled(payload, 2, 49152, &decoded));
-  EXPECT_EQ(decoded.ids, rows.ids);
-  EXPECT_EQ(decoded.counts, rows.counts);
-  EXPECT_EQ(decoded.offsets, rows.offsets);
-}
-
-TEST(SampledCodecTest, RoundTripsAnyVocabularyAndDraws) {
-  for (const uint32_t vocabulary : {1u, 2u, 300u, 49152u, 152064u, kVocabularyMax}) {
-    for (const uint32_t draws : {1u, 50u, 1000u}) {
-      const SampledRows rows = MakeSampled(20, draws, vocabulary, draws);
-      SampledRows decoded;
-      decoded.draws = draws;
-      SH_CHECK_OK(DecodeSampled(EncodeSampled(rows, 0, 8), 8, vocabulary, &decoded));
-      SH_CHECK_OK(DecodeSampled(EncodeSampled(rows, 8, 20), 12, vocabulary, &decoded));
-      EXPECT_EQ(decoded.ids, rows.ids);
-      EXPECT_EQ(decoded.counts, rows.counts);
-      EXPECT_EQ(decoded.offsets, rows.offsets);
-    }
-  }
-}
-
-TEST(SampledCodecTest, IdBeyondTheVocabularyIsRefused) {
-  SampledRows rows;
-  rows.draws = 1;
-  rows.ids = {49152};
-  rows.counts = {1};
-  rows.offsets = {0, 1};
-  SampledRows decoded;
-  decoded.draws = 1;
-  EXPECT_EQ(DecodeSampled(EncodeSampled(rows, 0, 1), 1, 49152, &decoded).code(),
-            absl::StatusCode::kDataLoss);
-  EXPECT_TRUE(decoded.ids.empty());
-  EXPECT_THAT(decoded.offsets, ElementsAre(0u));
-}
-
 TEST(HiddenCodecTest, GoldenBytes) {
   HiddenRows rows;
   rows.hidden_size = 2;
@@ -236,15 +189,6 @@ TEST(CodecTest, MalformedPayloadsNeverCrash) {
     refused += !a && !b && !c;
   }
   EXPECT_GT(refused, 1000);
-}
-
-TEST(SampledCodecTest, BytesPerRow) {
-  const SampledRows rows = MakeSampled(2000, 50, 49152, 7);
-  const double bytes = EncodeSampled(rows, 0, 2000).size() / 2000.0;
-  const double ids = rows.ids.size() / 2000.0;
-  RecordProperty("bytes_per_row", std::to_string(bytes));
-  // Rice codes of gaps cost at most log2(V / n) + 2 bits an id, counts one bit a draw.
-  EXPECT_LT(bytes, (ids * (std::log2(49152 / ids) + 2) + 50 + 5) / 8 + 1);
 }
 
 }  // namespace

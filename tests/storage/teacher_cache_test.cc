@@ -5,7 +5,6 @@
 
 #include "common/file.h"
 #include "common/status.h"
-#include "storage/bit_io.h"
 #include "storage/cache_directory.h"
 #include "storage/cache_verify.h"
 #include "tests/storage/section_fixtures.h"
@@ -132,25 +131,18 @@ TEST_P(TeacherCacheTest, FirstWriteWinsAndOthersAreCounted) {
 
 // Values are compared as decoded: another coding of the same rows is the same.
 TEST_P(TeacherCacheTest, OtherBytesForTheSameValuesAreTheSame) {
-  SampledRows rows;
-  rows.draws = kTestDraws;
-  rows.ids = {100};
-  rows.counts = {kTestDraws};
-  rows.offsets = {0, 1};
-  Part part{{SectionKey(TestTeacher(), TestDocument(1), SampledSpec()), 0}, 1, ""};
-  part.payload = EncodeSampled(rows, 0, 1);
-  SH_CHECK_OK(cache_->Put({PutItem{{part}, TestProvenance(SampledSpec())}}));
-  // Rice parameter 5 instead of the one that the encoder chose: 3 zeros, a one, 5 bits.
-  std::string other(1, static_cast<char>(CodecId::kSampledRice));
-  BitWriter bits(other);
-  bits.Put(5, 5);
-  bits.PutUnary(100 >> 5);
-  bits.Put(100 & 31, 5);
-  bits.PutUnary(kTestDraws - 1);
-  bits.Finish();
+  StatsRows rows;
+  rows.entropy = rows.logsumexp = rows.top1_logprob = rows.next_logprob = {0.0f};
+  rows.top1_id = {0};
+  Part part{{SectionKey(TestTeacher(), TestDocument(1), SectionSpec{}), 0}, 1, ""};
+  part.payload = EncodeStats(rows, 0, 1);
+  SH_CHECK_OK(cache_->Put({PutItem{{part}, TestProvenance(SectionSpec{})}}));
+  // Columns of 8 bits where the encoder needs none.
+  std::string other(1, static_cast<char>(CodecId::kStatsFixed));
+  for (int column = 0; column < 5; ++column) other.append("\0\10\0", 3);
   ASSERT_NE(other, part.payload);
   part.payload = other;
-  EXPECT_EQ((*cache_->Put({PutItem{{part}, TestProvenance(SampledSpec())}}))[0].already, 1u);
+  EXPECT_EQ((*cache_->Put({PutItem{{part}, TestProvenance(SectionSpec{})}}))[0].already, 1u);
 }
 
 TEST_P(TeacherCacheTest, OneKeyTwiceInAGroupIsStoredOnce) {
