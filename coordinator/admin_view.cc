@@ -125,7 +125,8 @@ absl::StatusOr<AdminView> ViewState(const State& state, const std::string& name,
   const std::string wanted =
       name.empty() || name.starts_with("job/") ? name : absl::StrCat("job/", name);
   if (!wanted.empty() && state.jobs.count(wanted) == 0) {
-    return absl::NotFoundError(absl::StrCat("there is no job or run named ", name));
+    return absl::NotFoundError(
+        absl::StrCat("there is no job or run named ", name, " (coordinatorctl get lists them)"));
   }
   for (const auto& [job_name, job] : state.jobs) {
     if (!wanted.empty() && job_name != wanted) continue;

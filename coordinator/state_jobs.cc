@@ -161,7 +161,8 @@ absl::Status OnCancel(State& state, const std::string& name, Effects& effects) {
   }
   Job* job = FindJob(state, name);
   if (job == nullptr) {
-    return absl::NotFoundError(absl::StrCat("there is no job or run named ", name));
+    return absl::NotFoundError(
+        absl::StrCat("there is no job or run named ", name, " (coordinatorctl get lists them)"));
   }
   for (const std::string& run_name : job->runs) {
     if (CancelRun(state.runs[run_name])) effects.rows.insert({RowRef::Kind::kRun, run_name});

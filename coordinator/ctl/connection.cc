@@ -7,8 +7,9 @@
 #include <CLI/CLI.hpp>
 #include <utility>
 
-#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "common/digest.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -21,6 +22,10 @@ namespace {
 
 constexpr uint64_t kNoteBytesMax = 64 << 10;
 
+bool IsRunning(int64_t pid) {
+  return pid > 0 && (kill(static_cast<pid_t>(pid), 0) == 0 || errno == EPERM);
+}
+
 std::string NotesFolder() { return JoinPath(UserCacheFolder(), "coordinators"); }
 
 // State folders of the coordinators of this user that are alive.
@@ -32,12 +37,14 @@ std::vector<std::string> LiveStateFolders() {
     const std::string note = JoinPath(NotesFolder(), name);
     const absl::StatusOr<std::string> path = ReadFile(note, kNoteBytesMax);
     if (!path.ok()) continue;
-    const std::string file_path(absl::StripAsciiWhitespace(*path));
+    const std::vector<std::string> lines = absl::StrSplit(*path, '\n');
+    const std::string& file_path = lines[0];
     const absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(file_path);
     if (file.ok() && IsAlive(*file)) {
       live.push_back(FolderOf(file_path));
-    } else {
-      unlink(note.c_str());
+    } else if (int64_t writer = 0;
+               lines.size() < 2 || !absl::SimpleAtoi(lines[1], &writer) || !IsRunning(writer)) {
+      unlink(note.c_str());  // else its supervisor is starting it again
     }
   }
   return live;
@@ -45,9 +52,7 @@ std::vector<std::string> LiveStateFolders() {
 
 }  // namespace
 
-bool IsAlive(const CoordinatorFile& file) {
-  return file.pid > 0 && (kill(static_cast<pid_t>(file.pid), 0) == 0 || errno == EPERM);
-}
+bool IsAlive(const CoordinatorFile& file) { return IsRunning(file.pid); }
 
 void AddCoordinatorOptions(CLI::App& verb, CoordinatorChoice* choice) {
   auto* file =
@@ -97,7 +102,8 @@ absl::StatusOr<Coordinator> FindCoordinator(const CoordinatorChoice& choice) {
 absl::StatusOr<std::unique_ptr<LiveNote>> LiveNote::Write(const std::string& coordinator_file) {
   SH_RETURN_IF_ERROR(MakeFolders(NotesFolder(), 0700));
   std::string path = JoinPath(NotesFolder(), Sha256Of(coordinator_file).Hex().substr(0, 16));
-  SH_RETURN_IF_ERROR(WriteFileAtomically(path, absl::StrCat(coordinator_file, "\n"), 0600));
+  SH_RETURN_IF_ERROR(
+      WriteFileAtomically(path, absl::StrCat(coordinator_file, "\n", getpid(), "\n"), 0600));
   return std::unique_ptr<LiveNote>(new LiveNote(std::move(path)));
 }
 

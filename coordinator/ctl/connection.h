@@ -44,7 +44,7 @@ absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice);
 absl::StatusOr<Coordinator> FindCoordinator(const CoordinatorChoice& choice);
 
 // Notes, in the user's cache folder, that a coordinator lives there; gone with the object. A note
-// whose coordinator is dead is ignored, and removed by the next reader.
+// whose coordinator is dead is ignored, and removed by the next reader if its writer is dead, too.
 class LiveNote {
  public:
   static absl::StatusOr<std::unique_ptr<LiveNote>> Write(const std::string& coordinator_file);

@@ -92,6 +92,20 @@ bool HasEnded(const RunView& run) {
   return run.state == "finished" || run.state == "failed" || run.state == "cancelled";
 }
 
+int EndedCode(const AdminView& view) {
+  const auto any = [&](const char* state) {
+    const auto is_so = [&](const auto& thing) { return thing.state == state; };
+    return std::any_of(view.jobs.begin(), view.jobs.end(), is_so) ||
+           std::any_of(view.runs.begin(), view.runs.end(), is_so);
+  };
+  if (any("failed")) return kExitFailed;
+  return any("cancelled") ? kExitInterrupted : kExitOk;
+}
+
+bool IsOfOneRun(const AdminView& view, const std::string& name) {
+  return view.runs.size() == 1 && view.runs.front().name == name;
+}
+
 double SecondsLeft(const RunView& run) {
   const RunProgress& last = run.last;
   const double working = last.seconds - last.waited_s;

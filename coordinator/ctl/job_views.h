@@ -8,7 +8,12 @@
 
 namespace stillhouse {
 
-bool HasEnded(const RunView& run);       // finished, failed or cancelled
+bool HasEnded(const RunView& run);  // finished, failed or cancelled
+// The exit code of those who waited for its end: failed, else interrupted if anything was
+// cancelled, else ok.
+int EndedCode(const AdminView& view);
+// `name` is that of a run, which the view shows with its job.
+bool IsOfOneRun(const AdminView& view, const std::string& name);
 double SecondsLeft(const RunView& run);  // of training, from the steps so far; 0: unknown
 
 nlohmann::ordered_json JobsAndRunsJson(const AdminView& view);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <climits>
 #include <cstdio>
 #include <cstdlib>
@@ -83,7 +84,11 @@ absl::StatusOr<int> Local(const Options& options) {
   for (const std::string& problem : result.problems) {
     std::fprintf(stderr, "coordinatorctl: %s\n", problem.c_str());
   }
-  return result.problems.empty() ? kExitOk : kExitFailed;
+  if (result.problems.empty()) return kExitOk;
+  // A student that was given up without a word of its own leaves its run in the middle.
+  const bool all_ended = std::all_of(result.view.runs.begin(), result.view.runs.end(), HasEnded);
+  const int code = EndedCode(result.view);
+  return all_ended && code != kExitOk ? code : kExitFailed;
 }
 
 }  // namespace
@@ -110,6 +115,8 @@ void AddLocalVerb(CLI::App& app, ChosenVerb& chosen) {
       "students; progress goes to standard error, the result to standard output. Ctrl-C stops all "
       "of it;\n"
       "the same command then goes on where it was. Logs and state lie in OUTPUT/.stillhouse.\n"
+      "Ends with 0 when all ended well, 1 when something failed, 130 when it was interrupted or "
+      "something\nwas cancelled.\n"
       "Examples:\n  coordinatorctl local recipe.yaml\n"
       "  coordinatorctl local recipe.yaml --parallel 2 --threads 4 -o json > result.json\n");
   verb->callback([options, &chosen] { chosen = [options] { return Local(*options); }; });

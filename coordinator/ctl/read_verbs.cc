@@ -24,6 +24,14 @@ struct Options {
   std::string name;
 };
 
+absl::StatusOr<AdminView> AskLiveView(const Coordinator& coordinator, const std::string& name) {
+  pb::GetRequest request;
+  request.set_name(name);
+  SH_ASSIGN_OR_RETURN(const std::string body,
+                      AskCoordinator(coordinator, "admin.Get", request.SerializeAsString()));
+  return ParseAdminView(body);
+}
+
 // From the live coordinator, or from what the last one wrote down.
 absl::StatusOr<AdminView> AskView(const Options& options) {
   const absl::StatusOr<Coordinator> coordinator = FindCoordinator(options.coordinator);
@@ -35,11 +43,7 @@ absl::StatusOr<AdminView> AskView(const Options& options) {
     return ReadJournal(journal, options.name);
   }
   if (!coordinator.ok()) return coordinator.status();
-  pb::GetRequest request;
-  request.set_name(options.name);
-  SH_ASSIGN_OR_RETURN(const std::string body,
-                      AskCoordinator(*coordinator, "admin.Get", request.SerializeAsString()));
-  return ParseAdminView(body);
+  return AskLiveView(*coordinator, options.name);
 }
 
 absl::StatusOr<int> Get(const Options& options) {
@@ -56,8 +60,10 @@ absl::StatusOr<int> Describe(const Options& options) {
   return kExitOk;
 }
 
+// Who is at work is in no journal.
 absl::StatusOr<int> Workers(const Options& options) {
-  SH_ASSIGN_OR_RETURN(const AdminView view, AskView(options));
+  SH_ASSIGN_OR_RETURN(const Coordinator coordinator, FindCoordinator(options.coordinator));
+  SH_ASSIGN_OR_RETURN(const AdminView view, AskLiveView(coordinator, ""));
   PrintText(options.format == OutputFormat::kTable ? WorkersTable(view)
                                                    : Render(WorkersJson(view), options.format));
   return kExitOk;
@@ -68,7 +74,22 @@ absl::StatusOr<int> Cancel(const Options& options) {
   pb::CancelRequest request;
   request.set_name(options.name);
   SH_RETURN_IF_ERROR(AskCoordinator(coordinator, "admin.Cancel", request.SerializeAsString()));
-  PrintText(absl::StrCat(options.name, " is cancelled.\n"));
+  SH_ASSIGN_OR_RETURN(AdminView view, AskLiveView(coordinator, options.name));
+  // The job of a run is not what was meant.
+  if (IsOfOneRun(view, options.name)) view.jobs.clear();
+  std::string states;
+  bool any_cancelled = false;
+  const auto tell = [&](const std::string& name, const std::string& state) {
+    any_cancelled |= state == "cancelled";
+    absl::StrAppend(&states, name, state == "cancelled" ? " is " : " stays ", state, "\n");
+  };
+  for (const JobView& job : view.jobs) tell(job.name, job.state);
+  for (const RunView& run : view.runs) tell(run.name, run.state);
+  if (!any_cancelled) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(options.name, " has ended: nothing of it is left to cancel"));
+  }
+  PrintText(states);
   return kExitOk;
 }
 
@@ -115,7 +136,7 @@ void AddCancelVerb(CLI::App& app, ChosenVerb& chosen) {
       Add(app, "cancel", "Cancel a job with its runs, or one run", chosen, Cancel, options);
   verb->add_option("NAME", options->name, "a job or a run")->required();
   verb->footer(
-      "What was captured stays in the cache.\n"
+      "What was captured stays in the cache; submitting the recipe again goes on from there.\n"
       "Examples:\n  coordinatorctl cancel run/handbook/half\n  coordinatorctl cancel "
       "job/handbook\n");
 }

@@ -62,9 +62,13 @@ void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen) {
                    "its coordinator.json; default: the only live one")
       ->option_text("FILE");
   verb->footer(
-      "The coordinator's own teacher workers and students do the work; submitting the same recipe "
-      "again\n"
-      "goes on with what is missing.\n"
+      "Teacher workers that the coordinator has take it up if they serve its teacher; students are "
+      "not\n"
+      "started by it, `student_trainer --run NAME` starts one. Under `coordinatorctl local` only "
+      "the "
+      "recipe\n"
+      "it was given has students, and all ends with them. Submitting the same recipe again goes on "
+      "with\nwhat is missing.\n"
       "Examples:\n  coordinatorctl submit recipe.yaml\n");
   verb->callback([options, &chosen] { chosen = [options] { return Submit(*options); }; });
 }

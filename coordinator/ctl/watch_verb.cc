@@ -2,19 +2,25 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "common/event_loop.h"
+#include "common/file.h"
 #include "common/status.h"
 #include "coordinator/ctl/connection.h"
 #include "coordinator/ctl/job_views.h"
 #include "coordinator/ctl/progress.h"
 #include "coordinator/ctl/verb.h"
+#include "coordinator/journal.h"
 
 namespace stillhouse {
 namespace {
 
 constexpr absl::Duration kPeriod = absl::Milliseconds(500);
+// A supervisor starts a coordinator that died again within this time.
+constexpr absl::Duration kComesBackWithin = absl::Seconds(20);
 
 struct Options {
   std::string name;
@@ -22,41 +28,111 @@ struct Options {
   bool plain = false;
 };
 
-bool AllEnded(const AdminView& view) {
-  return std::none_of(view.jobs.begin(), view.jobs.end(),
-                      [](const JobView& job) { return job.state == "capturing"; }) &&
-         std::all_of(view.runs.begin(), view.runs.end(), HasEnded);
-}
+// Follows a coordinator, also to another address, and reads the journal of one that has gone.
+class Watcher {
+ public:
+  explicit Watcher(const Options& options)
+      : options_(options), printer_(ProgressPrinter::ForStderr(options.plain)) {}
 
-bool AnyFailed(const AdminView& view) {
-  const auto failed = [](const auto& thing) { return thing.state == "failed"; };
-  return std::any_of(view.jobs.begin(), view.jobs.end(), failed) ||
-         std::any_of(view.runs.begin(), view.runs.end(), failed);
-}
-
-absl::StatusOr<int> Watch(const Options& options) {
-  SH_ASSIGN_OR_RETURN(const Coordinator coordinator, FindCoordinator(options.coordinator));
-  EventLoop loop;
-  SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> connection,
-                      Connect(loop, coordinator.file.address));
-  ProgressPrinter printer(ProgressPrinter::ForStderr(options.plain));
-  absl::StatusOr<int> result = kExitOk;
-  ViewPoller poller(*connection->rpc, options.name, kPeriod, [&](absl::StatusOr<AdminView> view) {
-    if (!view.ok()) {
-      result = absl::IsDeadlineExceeded(view.status())
-                   ? absl::UnavailableError("the coordinator does not answer any more")
-                   : view.status();
-      loop.Stop();
-      return;
+  absl::StatusOr<int> Run() {
+    const absl::StatusOr<std::string> folder = FindStateFolder(options_.coordinator);
+    if (!folder.ok()) return folder.status();
+    if (options_.coordinator.file.empty()) {  // the one that is alone now may not be so later
+      options_.coordinator = {.file = CoordinatorFilePath(*folder), .recipe = ""};
     }
-    printer.Show(*view, loop.clock().Now());
-    if (!AllEnded(*view)) return;
-    result = AnyFailed(*view) ? kExitFailed : kExitOk;
-    loop.Stop();
-  });
-  loop.Run();
-  return result;
-}
+    journal_ = JoinPath(*folder, "journal");
+    Look();
+    loop_.Run();
+    printer_.Finish();
+    return result_;
+  }
+
+ private:
+  // Finds out whether the coordinator lives, and who it is.
+  void Look() {
+    absl::StatusOr<Coordinator> found = FindCoordinator(options_.coordinator);
+    if (found.ok()) {
+      gone_since_.reset();
+      if (!followed_.has_value() || followed_->pid != found->file.pid ||
+          followed_->address != found->file.address) {
+        Follow(found->file);
+      }
+    } else if (!absl::IsUnavailable(found.status())) {
+      return End(found.status());
+    } else {
+      poller_.reset();
+      connection_.reset();
+      const bool had_one = std::exchange(followed_, std::nullopt).has_value();
+      if (had_one) gone_since_ = loop_.clock().Now();
+      ReadLastWord(found.status());
+    }
+    if (!over_) loop_.PostAfter(kPeriod, [this] { Look(); });
+  }
+
+  void Follow(const CoordinatorFile& file) {
+    followed_ = file;
+    poller_.reset();
+    absl::StatusOr<std::unique_ptr<Connection>> connection = Connect(loop_, file.address);
+    if (!connection.ok()) return End(connection.status());
+    connection_ = *std::move(connection);
+    poller_ =
+        std::make_unique<ViewPoller>(*connection_->rpc, options_.name, kPeriod,
+                                     [this](absl::StatusOr<AdminView> view) { OnView(view); });
+  }
+
+  void OnView(const absl::StatusOr<AdminView>& view) {
+    if (over_) return;
+    if (view.ok()) return Show(*view);
+    if (!followed_.has_value() || !IsAlive(*followed_)) return;  // Look() sees it too
+    End(absl::IsDeadlineExceeded(view.status())
+            ? absl::UnavailableError(absl::StrCat("the coordinator (process ", followed_->pid,
+                                                  ") does not answer any more"))
+            : view.status());
+  }
+
+  void ReadLastWord(const absl::Status& why) {
+    const absl::StatusOr<AdminView> view = ReadJournal(journal_, options_.name);
+    if (view.ok() && AllEnded(*view)) return Show(*view);
+    if (absl::IsFailedPrecondition(view.status())) return;  // the next one has it open already
+    if (gone_since_.has_value() && loop_.clock().Now() - *gone_since_ < kComesBackWithin) return;
+    if (!view.ok())
+      return End(absl::IsNotFound(view.status()) && !PathExists(journal_) ? why : view.status());
+    printer_.Show(*view, loop_.clock().Now());
+    End(absl::UnavailableError(
+        absl::StrCat(why.message(), "; what is shown is what the last one wrote down")));
+  }
+
+  void Show(const AdminView& view) {
+    printer_.Show(view, loop_.clock().Now());
+    if (AllEnded(view)) End(EndedCode(view));
+  }
+
+  bool AllEnded(const AdminView& view) const {
+    // Of a run the job may go on: its other runs want more.
+    const bool jobs_count = !IsOfOneRun(view, options_.name);
+    return std::none_of(
+               view.jobs.begin(), view.jobs.end(),
+               [&](const JobView& job) { return jobs_count && job.state == "capturing"; }) &&
+           std::all_of(view.runs.begin(), view.runs.end(), HasEnded);
+  }
+
+  void End(absl::StatusOr<int> result) {
+    if (std::exchange(over_, true)) return;
+    result_ = std::move(result);
+    loop_.Stop();
+  }
+
+  Options options_;
+  std::string journal_;
+  EventLoop loop_;
+  ProgressPrinter printer_;
+  std::optional<CoordinatorFile> followed_;
+  std::optional<absl::Duration> gone_since_;
+  std::unique_ptr<Connection> connection_;
+  std::unique_ptr<ViewPoller> poller_;  // gone before its connection
+  bool over_ = false;
+  absl::StatusOr<int> result_ = kExitOk;
+};
 
 }  // namespace
 
@@ -68,9 +144,10 @@ void AddWatchVerb(CLI::App& app, ChosenVerb& chosen) {
   AddCoordinatorOptions(*verb, &options->coordinator);
   verb->add_flag("--plain", options->plain, "lines instead of bars, on a terminal too");
   verb->footer(
-      "Ends with 0 when all ended well, 1 when something failed.\n"
+      "Ends with 0 when all ended well, 1 when something failed, 130 when something was "
+      "cancelled.\n"
       "Examples:\n  coordinatorctl watch\n  coordinatorctl watch run/handbook/half --plain\n");
-  verb->callback([options, &chosen] { chosen = [options] { return Watch(*options); }; });
+  verb->callback([options, &chosen] { chosen = [options] { return Watcher(*options).Run(); }; });
 }
 
 }  // namespace stillhouse

@@ -107,6 +107,8 @@ Finished Running::Wait() {
   return finished_;
 }
 
+std::string Running::ErrSoFar() const { return ReadFile(err_path_).value_or(""); }
+
 void Running::Signal(int signal) const { kill(pid_, signal); }
 
 Workplace::Workplace(const Options& options) : folder_(*TempFolder::Create("still house")) {
@@ -157,12 +159,39 @@ std::unique_ptr<Running> Workplace::Start(std::vector<std::string> words) {
                                    absl::StrCat("ctl-", started_++));
 }
 
+std::unique_ptr<Running> Workplace::StartProgram(const std::string& program,
+                                                 std::vector<std::string> words) {
+  words.insert(words.begin(),
+               JoinPath(SH_TEST_BUILD_DIR, absl::StrCat("libexec/stillhouse/", program)));
+  return std::make_unique<Running>(words, environment_, folder_.path(),
+                                   absl::StrCat(program, "-", started_++));
+}
+
 Finished Workplace::Ctl(std::vector<std::string> words) { return Start(std::move(words))->Wait(); }
 
 nlohmann::json Workplace::Get() {
   const Finished got = Ctl({"get", "-o", "json", "--recipe", recipe()});
   if (got.code != 0) return nullptr;
   return nlohmann::json::parse(got.out, nullptr, /*allow_exceptions=*/false);
+}
+
+pid_t Workplace::StopTeacherInTheMiddle(Running& local) {
+  pid_t teacher = 0;
+  const bool stopped = WaitUntil(local, [&] {
+    const std::vector<pid_t> teachers = ChildrenOf(local.pid(), "teacher_worker");
+    if (teachers.empty()) return false;
+    teacher = teachers[0];
+    kill(teacher, SIGSTOP);
+    const nlohmann::json now = Get();
+    const bool known = now.is_object() && !now["jobs"].empty();
+    if (known && now["jobs"][0]["chunks_durable"] > 0) {
+      EXPECT_LT(now["jobs"][0]["chunks_durable"], now["jobs"][0]["chunks"]) << "it was too quick";
+      return true;
+    }
+    kill(teacher, SIGCONT);
+    return false;
+  });
+  return stopped ? teacher : 0;
 }
 
 std::string Workplace::CacheDigest() {

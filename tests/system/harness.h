@@ -32,6 +32,7 @@ class Running {
   bool IsOver();    // without waiting
   Finished Wait();  // for its end
   void Signal(int signal) const;
+  std::string ErrSoFar() const;
 
  private:
   void Collect(int wait_status);
@@ -58,6 +59,8 @@ class Workplace {
   // bin/coordinatorctl with these words.
   std::unique_ptr<Running> Start(std::vector<std::string> words);
   Finished Ctl(std::vector<std::string> words);
+  // A program of libexec.
+  std::unique_ptr<Running> StartProgram(const std::string& program, std::vector<std::string> words);
   std::unique_ptr<Running> StartLocal() {
     return Start({"local", recipe(), "--plain", "-o", "json"});
   }
@@ -65,6 +68,10 @@ class Workplace {
 
   // `coordinatorctl get -o json`, or null while nobody answers.
   nlohmann::json Get();
+  // Waits until some chunks are stored and others not, and leaves the teacher worker of `local`
+  // stopped (SIGSTOP). Its process, or 0 when it did not come to that. It is let run for a few
+  // milliseconds at a time, so that the question is always asked in time.
+  pid_t StopTeacherInTheMiddle(Running& local);
   // The digest of the job's cache, with no server running.
   std::string CacheDigest();
   std::string Logs() const;  // the tails of all logs, for a failure's message

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "common/file.h"
 #include "common/status.h"
 
@@ -57,6 +59,21 @@ TEST_F(ConnectionTest, AsksWhichWhenThereAreSeveral) {
   EXPECT_TRUE(FindCoordinator({.file = CoordinatorFilePath(Path("b")), .recipe = ""}).ok());
   b->reset();
   EXPECT_EQ(FindCoordinator({})->path, CoordinatorFilePath(Path("a")));
+}
+
+TEST_F(ConnectionTest, ANoteOutlivesACoordinatorForAsLongAsItsWriterLives) {
+  const auto note = LiveNote::Write(WriteCoordinator("a", kNobody));
+  EXPECT_EQ(FindCoordinator({}).status().code(), absl::StatusCode::kUnavailable);
+  WriteCoordinator("a", getpid());  // started again
+  EXPECT_TRUE(FindCoordinator({}).ok());
+  std::string path;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(Path("cache"))) {
+    if (entry.is_regular_file()) path = entry.path();
+  }
+  SH_CHECK_OK(WriteFileAtomically(
+      path, absl::StrCat(WriteCoordinator("a", kNobody), "\n", kNobody, "\n"), 0600));
+  EXPECT_EQ(FindCoordinator({}).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(PathExists(path));
 }
 
 TEST_F(ConnectionTest, SaysThatNoneIsAlive) {
