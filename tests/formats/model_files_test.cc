@@ -15,6 +15,7 @@
 #include "common/status.h"
 #include "formats/json.h"
 #include "formats/safetensors.h"
+#include "tests/common/small_disk.h"
 #include "tests/formats/tiny_model.h"
 
 namespace stillhouse {
@@ -190,6 +191,30 @@ TEST_F(ModelFilesTest, FingerprintIsRememberedUntilTheFileChanges) {
   const Digest changed = *TeacherFingerprint(Open(folder), memos);
   EXPECT_NE(changed, original);
   EXPECT_EQ(changed, *TeacherFingerprint(Open(folder), ""));
+}
+
+TEST_F(ModelFilesTest, AnExportToAFullDiskLeavesNothing) {
+  SmallDisk disk(Path("disk"), "size=4m,mode=700");
+  if (!disk.mounted()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  const ModelFiles model = Open(TinyFolder("m"));
+  const std::string out = JoinPath(disk.path(), "students/half");
+  int refused = 0;
+  for (size_t room = 0; room < (4 << 20); room += 16 << 10) {
+    disk.LeaveRoom(room);
+    const absl::Status status =
+        WriteHuggingFaceFolder(out, model.config, *model.tokenizer, Tensors(model, "F32"));
+    if (status.ok()) break;  // there was enough
+    ++refused;
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(ExitCodeFor(status), kExitFailed);
+    const std::string message(status.message());
+    EXPECT_THAT(message, HasSubstr(absl::StrCat("exporting to ", out)));
+    EXPECT_THAT(message, HasSubstr("No space left on device"));
+    EXPECT_THAT(message, testing::Not(HasSubstr("\n")));
+    EXPECT_TRUE(ListFolder(JoinPath(disk.path(), "students"))->empty());
+  }
+  EXPECT_GE(refused, 3);
+  Open(out);  // whole
 }
 
 TEST_F(ModelFilesTest, AnExportAppearsWholeOrNotAtAll) {

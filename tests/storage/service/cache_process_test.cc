@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <spawn.h>
-#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,6 +19,7 @@
 #include "storage/cache_directory.h"
 #include "storage/cache_verify.h"
 #include "storage/service/cache_client.h"
+#include "tests/common/small_disk.h"
 #include "tests/storage/section_fixtures.h"
 #include "transport/ipc_address.h"
 #include "transport/rpc.h"
@@ -259,26 +259,6 @@ TEST_F(CacheProcessTest, DamagedCacheIsRefusedWithItsCode) {
   EXPECT_EQ(server->Wait(), kExitCorrupt) << server->errors();
   EXPECT_THAT(server->errors(), HasSubstr("is damaged"));
 }
-
-// A small disk of its own; unmounted with the object.
-class SmallDisk {
- public:
-  SmallDisk(std::string path, const char* size) : path_(std::move(path)) {
-    SH_CHECK_OK(MakeFolders(path_));
-    mounted_ = mount("none", path_.c_str(), "tmpfs", 0, size) == 0;
-  }
-  ~SmallDisk() {
-    if (mounted_) umount2(path_.c_str(), MNT_DETACH);
-  }
-  bool mounted() const { return mounted_; }
-  void Resize(const char* size) {
-    SH_CHECK(mount("none", path_.c_str(), "tmpfs", MS_REMOUNT, size) == 0);
-  }
-
- private:
-  const std::string path_;
-  bool mounted_ = false;
-};
 
 TEST_F(CacheProcessTest, FullDiskIsRefusedAndPassesWhenThereIsRoomAgain) {
   SmallDisk disk(directory_, "size=225m,mode=700");
