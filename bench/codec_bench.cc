@@ -1,18 +1,24 @@
-// The codecs of the cache on rows as a teacher makes them. Rows per second, and stored bytes a row.
+// The codecs of the cache. Rows per second of one thread's own time, and stored bytes a row, record
+// and index left out.
 //
-// EncodeSampled     ids and counts of 50 draws a row to one part
-// DecodeSampled     the way back
-// EncodeStats       five numbers a row to one part
-// DecodeStats       the way back
+// EncodeSampled, DecodeSampled          ids and counts of 50 draws a row
+// DecodeSampledPortable                 the same without vector instructions
+// EncodeStats, DecodeStats              five numbers a row
+// EncodeTop64, DecodeTop64              64 ids and levels a row
+// EncodeRecorded, DecodeRecorded        the sampled parts of the cache in the folder that
+//                                       STILLHOUSE_BENCH_CACHE names, as they are cut there
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <map>
 
 #include "common/random.h"
 #include "common/status.h"
+#include "storage/cache_directory.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 
 namespace stillhouse {
 namespace {
@@ -32,7 +38,7 @@ SampledRows MakeSampled() {
     const double scale = std::log(2000.0);
     for (uint32_t draw = 0; draw < kDraws; ++draw) {
       const auto rank = static_cast<uint64_t>(std::exp(random.NextUniform() * scale)) - 1;
-      ++counts[static_cast<int32_t>((rank * 7919 + row * 31) % kVocabulary)];
+      ++counts[static_cast<int32_t>((rank * 7919 + row / 16 * 31) % kVocabulary)];
     }
     for (const auto& [id, count] : counts) {
       rows.ids.push_back(id);
@@ -73,17 +79,19 @@ void EncodeSampledRows(benchmark::State& state) {
 }
 BENCHMARK(EncodeSampledRows)->Name("EncodeSampled");
 
-void DecodeSampledRows(benchmark::State& state) {
+void DecodeSampledRows(benchmark::State& state, Instructions instructions) {
   const std::string payload = EncodeSampled(MakeSampled(), 0, kRows);
   for (auto _ : state) {
     SampledRows rows;
     rows.draws = kDraws;
-    SH_CHECK_OK(DecodeSampled(payload, kRows, kVocabulary, &rows));
+    SH_CHECK_OK(DecodeSampled(payload, kRows, kVocabulary, &rows, instructions));
     benchmark::DoNotOptimize(rows.ids.data());
   }
   ReportRows(state, payload.size());
 }
-BENCHMARK(DecodeSampledRows)->Name("DecodeSampled");
+BENCHMARK_CAPTURE(DecodeSampledRows, best, Instructions::kBest)->Name("DecodeSampled");
+BENCHMARK_CAPTURE(DecodeSampledRows, portable, Instructions::kPortable)
+    ->Name("DecodeSampledPortable");
 
 void EncodeStatsRows(benchmark::State& state) {
   const StatsRows rows = MakeStats();
@@ -107,6 +115,133 @@ void DecodeStatsRows(benchmark::State& state) {
   ReportRows(state, payload.size());
 }
 BENCHMARK(DecodeStatsRows)->Name("DecodeStats");
+
+// The 64 most likely of ids whose likelihood falls with their rank, as above.
+TopTokenRows MakeTop() {
+  TopTokenRows rows;
+  RandomStream random(/*seed=*/7);
+  for (uint32_t row = 0; row < kRows; ++row) {
+    std::map<int32_t, uint8_t> levels;
+    while (levels.size() < 64) {
+      const double nats = std::log(2000.0) * random.NextUniform();
+      const auto rank = static_cast<uint64_t>(std::exp(nats)) - 1;
+      levels.try_emplace(static_cast<int32_t>((rank * 7919 + row / 16 * 31) % kVocabulary),
+                         LevelOf(-1 - nats));
+    }
+    for (const auto& [id, level] : levels) {
+      rows.ids.push_back(id);
+      rows.levels.push_back(level);
+    }
+    rows.offsets.push_back(static_cast<uint32_t>(rows.ids.size()));
+    rows.residual_levels.push_back(LevelOf(-1.5));
+  }
+  return rows;
+}
+
+void EncodeTopRows(benchmark::State& state) {
+  const TopTokenRows rows = MakeTop();
+  size_t bytes = 0;
+  for (auto _ : state) bytes = EncodeTopTokens(rows, 0, kRows).size();
+  ReportRows(state, bytes);
+}
+BENCHMARK(EncodeTopRows)->Name("EncodeTop64");
+
+void DecodeTopRows(benchmark::State& state) {
+  const std::string payload = EncodeTopTokens(MakeTop(), 0, kRows);
+  for (auto _ : state) {
+    TopTokenRows rows;
+    SH_CHECK_OK(DecodeTopTokens(payload, kRows, kVocabulary, 64, &rows));
+    benchmark::DoNotOptimize(rows.ids.data());
+  }
+  ReportRows(state, payload.size());
+}
+BENCHMARK(DecodeTopRows)->Name("DecodeTop64");
+
+struct Recorded {
+  std::vector<SampledRows> parts;
+  std::vector<std::string> payloads;
+  uint64_t rows = 0;
+  uint64_t ids = 0;
+  uint64_t bytes = 0;
+};
+
+// The sampled parts of the cache that the environment names; none without one.
+Recorded ReadRecorded() {
+  Recorded recorded;
+  const char* folder = std::getenv("STILLHOUSE_BENCH_CACHE");
+  if (folder == nullptr) return recorded;
+  const auto cache = CacheDirectory::Open({.path = folder, .read_only = true});
+  SH_CHECK_OK(cache);
+  KvScanOptions scan{.begin = "", .end = {}};
+  std::map<uint64_t, std::map<uint32_t, SectionSpec>> specs;  // of origins, by segment and slot
+  for (bool more = true; more;) {
+    const auto found = (*cache)->sections().store().Scan(kCacheData, scan);
+    SH_CHECK_OK(found);
+    for (const KvEntry& entry : found->entries) {
+      const auto place = ParsePlaceKey(entry.key);
+      SH_CHECK_OK(place);
+      if (IsOriginRecord(entry.value)) {
+        const auto origin = ParseOriginRecord(entry.value);
+        SH_CHECK_OK(origin);
+        specs[place->segment][place->slot] = origin->spec;
+        continue;
+      }
+      const auto record = ParsePartRecord(entry.value);
+      SH_CHECK_OK(record);
+      const SectionSpec spec = specs[place->segment][record->origin];
+      if (spec.kind != SectionKind::kLogitsSampled) continue;
+      SampledRows rows;
+      rows.draws = spec.draws;
+      SH_CHECK_OK(DecodeSampled(record->payload, record->row_count, kVocabularyMax, &rows));
+      recorded.rows += rows.rows();
+      recorded.ids += rows.ids.size();
+      recorded.payloads.push_back(EncodeSampled(rows, 0, static_cast<uint32_t>(rows.rows())));
+      recorded.bytes += recorded.payloads.back().size();
+      recorded.parts.push_back(std::move(rows));
+    }
+    more = found->more;
+    if (more) scan.begin = found->entries.back().key + std::string(1, '\0');
+  }
+  return recorded;
+}
+
+void ReportRecorded(benchmark::State& state, const Recorded& recorded) {
+  state.SetItemsProcessed(static_cast<int64_t>(state.iterations() * recorded.rows));
+  const auto rows = static_cast<double>(recorded.rows);
+  state.counters["bytes_per_row"] = static_cast<double>(recorded.bytes) / rows;
+  state.counters["ids_per_row"] = static_cast<double>(recorded.ids) / rows;
+  state.counters["of_3_bytes_an_id"] =
+      static_cast<double>(recorded.bytes) / (3.0 * static_cast<double>(recorded.ids));
+}
+
+void EncodeRecorded(benchmark::State& state) {
+  const Recorded recorded = ReadRecorded();
+  if (recorded.rows == 0) return state.SkipWithError("STILLHOUSE_BENCH_CACHE names no cache");
+  for (auto _ : state) {
+    for (const SampledRows& part : recorded.parts) {
+      benchmark::DoNotOptimize(EncodeSampled(part, 0, static_cast<uint32_t>(part.rows())));
+    }
+  }
+  ReportRecorded(state, recorded);
+}
+BENCHMARK(EncodeRecorded);
+
+void DecodeRecorded(benchmark::State& state) {
+  const Recorded recorded = ReadRecorded();
+  if (recorded.rows == 0) return state.SkipWithError("STILLHOUSE_BENCH_CACHE names no cache");
+  for (auto _ : state) {
+    for (size_t i = 0; i < recorded.parts.size(); ++i) {
+      SampledRows rows;
+      rows.draws = recorded.parts[i].draws;
+      SH_CHECK_OK(DecodeSampled(recorded.payloads[i],
+                                static_cast<uint32_t>(recorded.parts[i].rows()), kVocabularyMax,
+                                &rows));
+      benchmark::DoNotOptimize(rows.ids.data());
+    }
+  }
+  ReportRecorded(state, recorded);
+}
+BENCHMARK(DecodeRecorded);
 
 }  // namespace
 }  // namespace stillhouse

@@ -19,6 +19,8 @@ enum class CodecId : uint8_t {
   // 2 was a first form of logits/sampled.
   kHiddenBf16 = 3,    // the bits as they are
   kSampledLists = 4,  // ids with the rows that hold them, then counts, in a range code that learns
+  kTopTokens = 5,     // ids as in 4, then levels of log-probability
+  kHiddenInt8 = 6,    // bytes, and a scale per 64 channels
 };
 
 // Which instructions decode: the result is the same.
@@ -49,6 +51,13 @@ absl::Status DecodeSampled(absl::string_view payload, uint32_t row_count, uint32
                            SampledRows* rows, Instructions instructions = Instructions::kBest);
 // REQUIRES: rows->hidden_size is that of the spec.
 absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenRows* rows);
+
+// Hidden states in 8 bits: a value is off by at most 0.006 of the largest magnitude among its 64
+// channels, where that is at least 2^-118. REQUIRES: magnitudes are at most kHiddenInt8Max.
+inline constexpr float kHiddenInt8Max = 0x1.0p120f;
+std::string EncodeHiddenInt8(const HiddenRows& rows, uint32_t begin, uint32_t end);
+absl::Status DecodeHiddenInt8(absl::string_view payload, uint32_t row_count, HiddenRows* rows,
+                              Instructions instructions = Instructions::kBest);
 
 // The values of a payload in their canonical form, row by row, independent of codec and parts: what
 // digests and comparisons look at (docs/formats.md). DataLoss when the payload is malformed or

@@ -5,6 +5,7 @@
 #include "dataset/plan.h"
 #include "dataset/plan_writer.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 #include "storage/record.h"
 #include "tests/fuzz/target.h"
 
@@ -59,7 +60,13 @@ FuzzTarget SampledTarget() {
   return {"codec_sampled", {EncodeSampled(SomeSampled(), 0, kRows)}, [](absl::string_view input) {
             SampledRows rows;
             rows.draws = kDraws;
-            if (!DecodeSampled(input, kRows, kVocabulary, &rows).ok()) {
+            const absl::Status status = DecodeSampled(input, kRows, kVocabulary, &rows);
+            SampledRows twin;
+            twin.draws = kDraws;
+            SH_CHECK(status ==
+                     DecodeSampled(input, kRows, kVocabulary, &twin, Instructions::kPortable));
+            SH_CHECK(rows.ids == twin.ids && rows.counts == twin.counts);
+            if (!status.ok()) {
               SH_CHECK(rows.rows() == 0 && rows.ids.empty());
               return;
             }
@@ -76,10 +83,36 @@ FuzzTarget SampledTarget() {
           }};
 }
 
+FuzzTarget TopTarget() {
+  const SampledRows sampled = SomeSampled();
+  TopTokenRows rows;
+  rows.offsets = sampled.offsets;
+  rows.ids = sampled.ids;
+  for (const uint16_t count : sampled.counts) rows.levels.push_back(static_cast<uint8_t>(count));
+  rows.residual_levels.assign(kRows, 40);
+  return {"codec_top", {EncodeTopTokens(rows, 0, kRows)}, [](absl::string_view input) {
+            TopTokenRows decoded;
+            if (!DecodeTopTokens(input, kRows, kVocabulary, kDraws, &decoded).ok()) {
+              SH_CHECK(decoded.rows() == 0 && decoded.ids.empty());
+              return;
+            }
+            SH_CHECK(decoded.rows() == kRows && decoded.levels.size() == decoded.ids.size());
+            for (size_t row = 0; row < kRows; ++row) {
+              SH_CHECK(LogProbabilities(decoded, row).size() > 1);
+            }
+            SH_CHECK(KeepTop(decoded, 3).rows() == kRows);
+          }};
+}
+
 FuzzTarget HiddenTarget() {
   HiddenRows rows{.hidden_size = kHiddenSize, .values = {}};
   rows.values.assign(static_cast<size_t>(kRows) * kHiddenSize, 0x3f80);
-  return {"codec_hidden", {EncodeHidden(rows, 0, kRows)}, [](absl::string_view input) {
+  return {"codec_hidden",
+          {EncodeHidden(rows, 0, kRows), EncodeHiddenInt8(rows, 0, kRows)},
+          [](absl::string_view input) {
+            HiddenRows bytes{.hidden_size = kHiddenSize, .values = {}};
+            const bool ok = DecodeHiddenInt8(input, kRows, &bytes).ok();
+            SH_CHECK(bytes.rows() == (ok ? kRows : 0));
             HiddenRows decoded{.hidden_size = kHiddenSize, .values = {}};
             (void)DecodeHidden(input, kRows, &decoded);
             (void)CanonicalValues({.kind = SectionKind::kHiddenLast, .hidden_size = kHiddenSize},
@@ -148,7 +181,8 @@ FuzzTarget PlanTarget() {
 }  // namespace
 
 std::vector<FuzzTarget> StorageTargets() {
-  return {StatsTarget(), SampledTarget(), HiddenTarget(), RecordTarget(), PlanTarget()};
+  return {StatsTarget(),  SampledTarget(), TopTarget(),
+          HiddenTarget(), RecordTarget(),  PlanTarget()};
 }
 
 }  // namespace stillhouse

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/escaping.h"
@@ -143,6 +144,71 @@ TEST(HiddenCodecTest, WrongSizesAreRefused) {
   EXPECT_FALSE(DecodeHidden(payload, 1, &decoded).ok());
   EXPECT_FALSE(DecodeHidden(payload.substr(0, payload.size() - 1), 2, &decoded).ok());
   EXPECT_FALSE(DecodeHidden("", 0xffffffffu, &decoded).ok());
+}
+
+HiddenRows MakeOutliers(int rows, uint32_t width) {
+  RandomStream random(4);
+  HiddenRows hidden;
+  hidden.hidden_size = width;
+  for (uint32_t i = 0; i < rows * width; ++i) {
+    hidden.values.push_back(
+        FloatToBf16(static_cast<float>(random.NextNormal() * (i % 97 == 5 ? 2000 : 1))));
+  }
+  return hidden;
+}
+
+TEST(HiddenInt8CodecTest, GoldenBytes) {
+  HiddenRows rows;
+  rows.hidden_size = 3;
+  rows.values = {FloatToBf16(127.0f), FloatToBf16(-1.0f), FloatToBf16(0.4f), 0, 0, 0x8000};
+  EXPECT_EQ(Hex(EncodeHiddenInt8(rows, 0, 2)), "06803f00007fff00000000");
+}
+
+TEST(HiddenInt8CodecTest, ErrorStaysBelowTheStatedBound) {
+  for (const uint32_t width : {1u, 64u, 100u, 576u}) {
+    const HiddenRows rows = MakeOutliers(9, width);
+    for (const Instructions instructions : {Instructions::kBest, Instructions::kPortable}) {
+      HiddenRows decoded;
+      decoded.hidden_size = width;
+      SH_CHECK_OK(DecodeHiddenInt8(EncodeHiddenInt8(rows, 0, 4), 4, &decoded, instructions));
+      SH_CHECK_OK(DecodeHiddenInt8(EncodeHiddenInt8(rows, 4, 9), 5, &decoded, instructions));
+      ASSERT_EQ(decoded.values.size(), rows.values.size());
+      for (uint32_t i = 0; i < rows.values.size(); ++i) {
+        const uint32_t first = i - i % width % 64,
+                       last = std::min(first + 64, i - i % width + width);
+        float magnitude = 0;
+        for (uint32_t k = first; k < last; ++k) {
+          magnitude = std::max(magnitude, std::abs(Bf16ToFloat(rows.values[k])));
+        }
+        ASSERT_LE(std::abs(Bf16ToFloat(decoded.values[i]) - Bf16ToFloat(rows.values[i])),
+                  0.006 * magnitude)
+            << width << " " << i;
+      }
+    }
+  }
+}
+
+TEST(HiddenInt8CodecTest, BothTwinsGiveTheSameBitsAndRefuseTheSame) {
+  const std::string whole = EncodeHiddenInt8(MakeOutliers(5, 200), 0, 5);
+  RandomStream random(2);
+  for (int round = 0; round < 500; ++round) {
+    std::string payload = whole;
+    if (round > 0) payload[random.NextBelow(payload.size())] ^= 1 << random.NextBelow(8);
+    HiddenRows best, portable;
+    best.hidden_size = portable.hidden_size = 200;
+    ASSERT_EQ(DecodeHiddenInt8(payload, 5, &best),
+              DecodeHiddenInt8(payload, 5, &portable, Instructions::kPortable));
+    ASSERT_EQ(best.values, portable.values);
+    for (const uint16_t value : best.values) ASSERT_NE(value & 0x7f80, 0x7f80);
+  }
+  HiddenRows decoded;
+  decoded.hidden_size = 200;
+  EXPECT_FALSE(DecodeHiddenInt8(whole, 4, &decoded).ok());
+  EXPECT_FALSE(DecodeHiddenInt8(whole.substr(0, whole.size() - 1), 5, &decoded).ok());
+  std::string negative = whole;
+  negative[2] ^= static_cast<char>(0x80);
+  EXPECT_FALSE(DecodeHiddenInt8(negative, 5, &decoded).ok());
+  EXPECT_TRUE(decoded.values.empty());
 }
 
 TEST(CanonicalValuesTest, ValuesThatAreNotFiniteAreRefused) {
