@@ -64,6 +64,24 @@ TEST_F(WorkersTest, ARenewalWithoutProgressIsRefused) {
   EXPECT_EQ(chunk(0).state, ChunkState::kPending);
 }
 
+TEST_F(WorkersTest, WhereChunksAreSlowMoreTimeWithoutProgressIsAllowed) {
+  SubmitAndReconcile(4);
+  Register("t", 1);
+  for (int c = 0; c < 3; ++c) {
+    const GrantRef grant = MustLease("t", 1);
+    for (uint64_t rows = 1; rows <= 20; ++rows) {
+      Pass(absl::Seconds(5));
+      Beat("t", 1, {{grant, rows}});
+    }
+    Finish(grant, "t", 1);
+  }
+  const GrantRef grant = MustLease("t", 1);
+  const absl::Duration started = now_;
+  while (Beat("t", 1, {{grant, 10}}).cancelled.empty()) Pass(absl::Seconds(5));
+  EXPECT_GE(now_ - started, kStallMedians * absl::Seconds(100));
+  EXPECT_LE(now_ - started, kStallMedians * absl::Seconds(100) + absl::Seconds(10));
+}
+
 TEST_F(WorkersTest, AChunkThatKillsEachWorkerThatTouchesItIsPoisoned) {
   SubmitAndReconcile(2);
   for (uint64_t incarnation = 1; incarnation <= 4; ++incarnation) {

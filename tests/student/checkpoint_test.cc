@@ -8,6 +8,7 @@
 #include "common/random.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/common/small_disk.h"
 #include "tests/student/small_student.h"
 
 namespace stillhouse {
@@ -114,6 +115,34 @@ TEST_F(CheckpointTest, WhereverAWriteStopsTheOlderOneStands) {
     EXPECT_THAT(*left, testing::Contains(*first));
     for (const std::string& name : *left) EXPECT_THAT(name, testing::Not(HasSubstr(".tmp")));
   }
+}
+
+TEST_F(CheckpointTest, AFullDiskLeavesTheOlderOneAndNothingHalfWritten) {
+  SmallDisk disk(JoinPath(folder_.path(), "disk"), "size=1m,mode=700");
+  if (!disk.mounted()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  CheckpointStore store(disk.path());
+  const auto first = store.Write(Progress(10), state_, 1);
+  ASSERT_TRUE(first.ok()) << first.status();
+  int refused = 0;
+  for (size_t room = 0; room < (1 << 20); room += 8 << 10) {
+    disk.LeaveRoom(room);
+    const auto second = store.Write(Progress(20), state_, 1);
+    if (second.ok()) break;  // there was enough
+    ++refused;
+    EXPECT_EQ(second.status().code(), absl::StatusCode::kResourceExhausted) << second.status();
+    const std::string message(second.status().message());
+    EXPECT_THAT(message, HasSubstr("writing a checkpoint: "));
+    EXPECT_THAT(message, HasSubstr("No space left on device"));
+    EXPECT_THAT(message, testing::Not(HasSubstr("\n")));
+    EXPECT_THAT(*store.List(), ElementsAre(*first));
+    EXPECT_THAT(*ListFolder(JoinPath(disk.path(), "checkpoints")), ElementsAre(*first));
+  }
+  EXPECT_GE(refused, 3);
+  EXPECT_EQ(store.List()->size(), 2u);
+  StudentState other(SmallConfig(true), DType::kBF16);
+  ASSERT_TRUE(store.Read(*first, hash_, &other).ok());
+  EXPECT_TRUE(SameBits(state_, other));
+  ASSERT_TRUE(store.Read(store.List()->front(), hash_, &other).ok());
 }
 
 TEST_F(CheckpointTest, RefusesWhatIsDamaged) {

@@ -228,16 +228,31 @@ bool WaitUntil(Running& running, const std::function<bool()>& probe, absl::Durat
   return false;
 }
 
+namespace {
+
+// The fields of /proc/<pid>/stat from the state on; none when there is no such process. "pid (name)
+// state parent …": a name may hold anything, so it ends at the last parenthesis.
+std::vector<std::string> StatFields(pid_t pid) {
+  const std::string stat = ReadFile(absl::StrCat("/proc/", pid, "/stat")).value_or("");
+  const size_t name_end = stat.rfind(')');
+  if (name_end == std::string::npos) return {};
+  return absl::StrSplit(stat.substr(std::min(stat.size(), name_end + 2)), ' ');
+}
+
+}  // namespace
+
+bool IsAlive(pid_t pid) {
+  const std::vector<std::string> fields = StatFields(pid);
+  return !fields.empty() && fields[0] != "Z" && fields[0] != "X";
+}
+
 std::vector<pid_t> ChildrenOf(pid_t parent, const std::string& program) {
   std::vector<pid_t> found;
   const auto names = ListFolder("/proc");
   for (const std::string& name : names.value_or(std::vector<std::string>())) {
     int pid = 0;
     if (!absl::SimpleAtoi(name, &pid)) continue;
-    // "pid (name) state parent …"; a name may hold anything, so look from its last parenthesis on.
-    const std::string stat = ReadFile(absl::StrCat("/proc/", name, "/stat")).value_or("");
-    const std::vector<std::string> fields =
-        absl::StrSplit(stat.substr(std::min(stat.size(), stat.rfind(')') + 2)), ' ');
+    const std::vector<std::string> fields = StatFields(pid);
     if (fields.size() < 2 || fields[1] != absl::StrCat(parent)) continue;
     std::error_code error;
     const auto exe = std::filesystem::read_symlink(absl::StrCat("/proc/", name, "/exe"), error);

@@ -86,6 +86,9 @@ class Workplace {
 bool WaitUntil(Running& running, const std::function<bool()>& probe,
                absl::Duration limit = absl::Seconds(60));
 
+// False also for one that has ended and that nobody has waited for yet.
+bool IsAlive(pid_t pid);
+
 // Processes whose parent is `parent` and whose program has this name.
 std::vector<pid_t> ChildrenOf(pid_t parent, const std::string& program);
 

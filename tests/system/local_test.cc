@@ -35,23 +35,9 @@ class DisturbedTest : public testing::Test {
  protected:
   DisturbedTest() : place_({.texts = 40, .students = 1, .steps = 2}) {}
 
-  // True when some chunks are stored, others not, and the teacher worker stands still. It is let
-  // run for a few milliseconds at a time, so that the question is always asked in time.
   bool StopInTheMiddle(Running& local) {
-    return WaitUntil(local, [&] {
-      const std::vector<pid_t> teachers = ChildrenOf(local.pid(), "teacher_worker");
-      if (teachers.empty()) return false;
-      teacher_ = teachers[0];
-      kill(teacher_, SIGSTOP);
-      const json now = place_.Get();
-      const bool known = now.is_object() && !now["jobs"].empty();
-      if (known && now["jobs"][0]["chunks_durable"] > 0) {
-        EXPECT_LT(now["jobs"][0]["chunks_durable"], now["jobs"][0]["chunks"]) << "it was too quick";
-        return true;
-      }
-      kill(teacher_, SIGCONT);
-      return false;
-    });
+    teacher_ = place_.StopTeacherInTheMiddle(local);
+    return teacher_ != 0;
   }
   void ExpectTheSameEnd(Running& local) {
     const Finished run = local.Wait();
@@ -137,6 +123,21 @@ TEST_F(DisturbedTest, AKilledCacheServerLosesNothing) {
   ExpectTheSameEnd(*local);
 }
 
+TEST_F(DisturbedTest, AKilledStudentIsStartedAgainAndEndsTheSame) {
+  const auto local = place_.StartLocal();
+  ASSERT_TRUE(StopInTheMiddle(*local)) << place_.Logs();
+  pid_t student = 0;
+  ASSERT_TRUE(WaitUntil(*local, [&] {
+    const std::vector<pid_t> students = ChildrenOf(local->pid(), "student_trainer");
+    if (!students.empty()) student = students[0];
+    return student != 0;
+  }));
+  kill(student, SIGKILL);
+  kill(teacher_, SIGCONT);
+  ExpectTheSameEnd(*local);
+  EXPECT_THAT(local->Wait().err, HasSubstr("student-s0 ended with signal 9"));
+}
+
 TEST_F(DisturbedTest, CtrlCStopsAllInFiveSecondsAndTheSameCommandGoesOn) {
   {
     const auto local = place_.StartLocal();
@@ -150,7 +151,7 @@ TEST_F(DisturbedTest, CtrlCStopsAllInFiveSecondsAndTheSameCommandGoesOn) {
     local->Signal(SIGINT);
     EXPECT_EQ(local->Wait().code, kExitInterrupted);
     EXPECT_LT(SystemClock().Now() - asked, absl::Seconds(6));  // a stopped process must be killed
-    EXPECT_EQ(kill(teacher_, 0), -1);
+    EXPECT_FALSE(IsAlive(teacher_));
   }
   const Finished get = place_.Ctl({"get", "-o", "json", "--recipe", place_.recipe()});
   EXPECT_EQ(get.code, 0) << get.err;  // from the journal
@@ -173,7 +174,7 @@ TEST_F(DisturbedTest, ChildrenDieWithTheirSupervisor) {
   // They are not ours to wait for; a new run on the same folders needs all their locks.
   const Finished again = place_.Local();
   EXPECT_EQ(again.code, 0) << again.err << place_.Logs();
-  for (const pid_t pid : children) EXPECT_EQ(kill(pid, 0), -1) << pid;
+  for (const pid_t pid : children) EXPECT_FALSE(IsAlive(pid)) << pid;
   EXPECT_EQ(place_.CacheDigest(), RunUndisturbed().digest);
 }
 

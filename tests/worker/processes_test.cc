@@ -86,16 +86,26 @@ class Cluster {
   Cluster() : folder_(*TempFolder::Create("sh")) {
     StartCache();
     StartCoordinator();
-    channel_ = *MakeZmqClientChannel(loop_, Address("c.sock"));
-    rpc_ = MakeRpcClient(*channel_, loop_);
-    cache_channel_ = *MakeZmqClientChannel(loop_, Address("cache.sock"));
-    cache_rpc_ = MakeRpcClient(*cache_channel_, loop_);
-    cache_ = MakeCacheClient(*cache_rpc_);
+    Connect();
     thread_ = std::thread([this] { loop_.Run(); });
   }
   ~Cluster() {
     loop_.Stop();
     thread_.join();
+  }
+
+  // Both servers end and come back elsewhere; only the coordinator's file says where.
+  void Move() {
+    coordinator_.reset();
+    coordinator_socket_ = "c2.sock";
+    cache_socket_ = "cache2.sock";
+    StartCache();
+    StartCoordinator();
+    const auto moved = CallAndWait<bool>(loop_, [this](auto done) {
+      Connect();
+      done(true);
+    });
+    ASSERT_TRUE(moved.ok());
   }
 
   std::string Path(const std::string& name) const { return JoinPath(folder_.path(), name); }
@@ -106,12 +116,18 @@ class Cluster {
     cache_process_.reset();
     cache_process_ = std::make_unique<Child>(
         std::vector<std::string>{"cache_server", "--dir", Path("cache"), "--listen",
-                                 Address("cache.sock"), "--ready-file", Path("cache.json")},
+                                 Address(cache_socket_), "--ready-file", Path("cache.json")},
         Log("cache"));
   }
   std::vector<std::string> CoordinatorCommand() const {
-    return {"coordinatord",          "--journal", Path("journal"),       "--listen",
-            Address("c.sock"),       "--cache",   Address("cache.sock"), "--ready-file",
+    return {"coordinatord",
+            "--journal",
+            Path("journal"),
+            "--listen",
+            Address(coordinator_socket_),
+            "--cache",
+            Address(cache_socket_),
+            "--ready-file",
             Path("coordinator.json")};
   }
   void StartCoordinator() {
@@ -221,6 +237,17 @@ class Cluster {
   const Plan& plan() const { return *plan_; }
 
  private:
+  // On the loop's thread, or before there is one.
+  void Connect() {
+    cache_.reset();
+    cache_rpc_.reset();
+    rpc_.reset();
+    channel_ = *MakeZmqClientChannel(loop_, Address(coordinator_socket_));
+    rpc_ = MakeRpcClient(*channel_, loop_);
+    cache_channel_ = *MakeZmqClientChannel(loop_, Address(cache_socket_));
+    cache_rpc_ = MakeRpcClient(*cache_channel_, loop_);
+    cache_ = MakeCacheClient(*cache_rpc_);
+  }
   void PutObject(const std::string& name, std::shared_ptr<const std::string> bytes) {
     const absl::StatusOr<StoreAck> ack = CallAndWait<StoreAck>(
         loop_, [&](auto done) { cache_->PutObject(name, bytes, {}, std::move(done)); });
@@ -228,6 +255,7 @@ class Cluster {
   }
 
   TempFolder folder_;
+  std::string coordinator_socket_ = "c.sock", cache_socket_ = "cache.sock";
   std::unique_ptr<Child> cache_process_;
   std::unique_ptr<Child> coordinator_;
   std::vector<std::unique_ptr<Child>> workers_;
@@ -279,6 +307,21 @@ TEST(ProcessesTest, KilledCoordinatorAndWorkersLoseNothing) {
   EXPECT_EQ(job.chunks_poisoned, 0);
   EXPECT_EQ(job.parts_mismatched, 0) << "computed again, the same bytes";
   EXPECT_GE(job.rows_computed, RowsOf(cluster.plan()));
+  EXPECT_EQ(cluster.Digest(), expected);
+}
+
+TEST(ProcessesTest, WorkersFollowTheServersToOtherAddresses) {
+  const std::string expected = UndisturbedDigest();
+  Cluster cluster;
+  cluster.Submit();
+  cluster.StartWorker(0);
+  cluster.WaitForChunks(2);
+  cluster.Move();
+  const uint32_t chunks = cluster.plan().chunk_count();
+  const JobView job = cluster.WaitForChunks(chunks);
+  EXPECT_EQ(job.state, "captured");
+  EXPECT_EQ(job.parts_mismatched, 0);
+  EXPECT_EQ(cluster.worker(0).Wait(), 0) << "the same process to the end";
   EXPECT_EQ(cluster.Digest(), expected);
 }
 
