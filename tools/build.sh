@@ -13,7 +13,7 @@ folder=build-$preset
 # What the build was configured with; a change asks for it again.
 asked="$(sha256sum <CMakePresets.json | cut -d' ' -f1) ${CMAKE_ARGS:-}"
 if [ ! -f "$folder/build.ninja" ] || [ "$(cat "$folder/.configured" 2>/dev/null)" != "$asked" ]; then
-  [ -d "$folder" ] || echo "build: configuring and building $folder/; the first time takes up to 10 minutes on 2 cores"
+  [ -d "$folder" ] || echo "build: configuring and building $folder/; the first time takes about 10 minutes on 2 cores, and 0.8 GB"
   mkdir -p "$folder"
   # shellcheck disable=SC2086
   cmake --preset "$preset" ${CMAKE_ARGS:-} >"$folder/configure.log" 2>&1 || {

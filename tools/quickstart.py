@@ -20,6 +20,7 @@ import quickstart_report
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TEACHER = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "handbook"
+GIGABYTES = 3.7  # nearly all of it checkpoints
 
 RECIPE = """\
 # Written by `make quickstart`: SmolLM2-135M-Instruct reads the Debian handbook once; three students of
@@ -115,6 +116,8 @@ class Quickstart:
         if students.exists():
             print("quickstart: students/ of the last run is cleared; the cache stays", flush=True)
             shutil.rmtree(students)
+        print("quickstart: this takes up to 15 minutes on 2 cores (half of that when the teacher was captured "
+              f"before), and {GIGABYTES} GB in {shown(self.folder)}", flush=True)
         print(f"quickstart: coordinatorctl local {shown(self.recipe)}", flush=True)
         started = time.monotonic()
         result = self.json_of(self.ctl, "local", self.recipe, "-o", "json")
