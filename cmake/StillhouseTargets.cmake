@@ -7,8 +7,10 @@ target_compile_features(sh_options INTERFACE cxx_std_20)
 target_include_directories(sh_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
 target_compile_options(sh_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers>)
-# GCC 12 sees overruns in moves of std::string that are none, once the header comes precompiled.
-target_compile_options(sh_options INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-array-bounds>)
+# GCC 12 sees overruns in std::string that are none, once the header comes precompiled.
+foreach(warning array-bounds restrict stringop-overflow stringop-overread)
+  target_compile_options(sh_options INTERFACE $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-${warning}>)
+endforeach()
 if(STILLHOUSE_WERROR)
   target_compile_options(sh_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-Werror>)
 endif()
