@@ -52,7 +52,7 @@ absl::Status DecodeSampled(absl::string_view payload, uint32_t row_count, uint32
 // REQUIRES: rows->hidden_size is that of the spec.
 absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenRows* rows);
 
-// Hidden states in 8 bits: a value is off by at most 0.006 of the largest magnitude among its 64
+// Hidden states in 8 bits: a value is off by at most 0.008 of the largest magnitude among its 64
 // channels, where that is at least 2^-118. REQUIRES: magnitudes are at most kHiddenInt8Max.
 inline constexpr float kHiddenInt8Max = 0x1.0p120f;
 std::string EncodeHiddenInt8(const HiddenRows& rows, uint32_t begin, uint32_t end);

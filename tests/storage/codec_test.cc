@@ -164,6 +164,8 @@ TEST(HiddenInt8CodecTest, GoldenBytes) {
   EXPECT_EQ(Hex(EncodeHiddenInt8(rows, 0, 2)), "06803f00007fff00000000");
 }
 
+// Half a step, of a scale rounded up to bfloat16, is 0.00397 of the largest magnitude; rounding the
+// result to bfloat16 adds at most 2^-8 of it.
 TEST(HiddenInt8CodecTest, ErrorStaysBelowTheStatedBound) {
   for (const uint32_t width : {1u, 64u, 100u, 576u}) {
     const HiddenRows rows = MakeOutliers(9, width);
@@ -181,7 +183,7 @@ TEST(HiddenInt8CodecTest, ErrorStaysBelowTheStatedBound) {
           magnitude = std::max(magnitude, std::abs(Bf16ToFloat(rows.values[k])));
         }
         ASSERT_LE(std::abs(Bf16ToFloat(decoded.values[i]) - Bf16ToFloat(rows.values[i])),
-                  0.006 * magnitude)
+                  0.008 * magnitude)
             << width << " " << i;
       }
     }
