@@ -120,11 +120,11 @@ struct Posting {
 std::vector<Posting> PostingsById(absl::Span<const uint32_t> offsets,
                                   absl::Span<const int32_t> ids) {
   std::vector<Posting> postings(ids.size()), sorted(ids.size());
-  uint32_t largest = 0;
+  uint64_t largest = 0;  // wider than an id: the last shift may be, too
   for (uint32_t row = 0; row + 1 < offsets.size(); ++row) {
     for (uint32_t i = offsets[row] - offsets[0]; i < offsets[row + 1] - offsets[0]; ++i) {
       postings[i] = {static_cast<uint32_t>(ids[i]), row, i};
-      largest = std::max(largest, postings[i].id);
+      largest = std::max<uint64_t>(largest, postings[i].id);
     }
   }
   constexpr uint32_t kDigits = 1u << kDigitBits;
