@@ -16,6 +16,7 @@
 #include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "formats/json.h"
 #include "formats/utf8.h"
 
 namespace stillhouse {
@@ -133,6 +134,8 @@ absl::StatusOr<Json> ParseObject(const std::string& line) {
   std::set<std::string> keys;
   std::string twice;
   const auto note_keys = [&](int depth, Json::parse_event_t event, Json& parsed) {
+    // Not kept: nothing we read is nested like that, and printing it would recurse.
+    if (depth > kJsonDepthMax) return false;
     if (event == Json::parse_event_t::key && depth == 1) {
       const std::string& key = parsed.get_ref<const std::string&>();
       if (!keys.insert(key).second) twice = key;

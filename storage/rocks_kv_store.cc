@@ -6,12 +6,14 @@
 #include <rocksdb/sst_file_writer.h>
 #include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <limits>
 
+#include "absl/strings/match.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/status.h"
@@ -94,11 +96,12 @@ rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family,
   return options;
 }
 
-rocksdb::DBOptions DatabaseOptions(const RocksOptions& options,
+// `create`: what is missing may be made.
+rocksdb::DBOptions DatabaseOptions(const RocksOptions& options, bool create,
                                    const std::shared_ptr<ErrorListener>& listener) {
   rocksdb::DBOptions db;
-  db.create_if_missing = !options.read_only;
-  db.create_missing_column_families = !options.read_only;
+  db.create_if_missing = create;
+  db.create_missing_column_families = create;
   db.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
   db.paranoid_checks = true;
   db.max_open_files = options.open_files_max;
@@ -342,14 +345,39 @@ class RocksKvStore final : public KvStore {
 
 }  // namespace
 
+namespace {
+
+// Are there files of a database with something in them? RocksDB would make a new one beside them
+// when the one that names them is gone, and then delete them.
+absl::StatusOr<bool> HoldsData(const std::string& path) {
+  SH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(path));
+  for (const std::string& name : names) {
+    const bool is_log = absl::EndsWith(name, ".log");
+    if (!is_log && !absl::EndsWith(name, ".sst")) continue;
+    struct stat info {};
+    if (!is_log || (stat(JoinPath(path, name).c_str(), &info) == 0 && info.st_size > 0))
+      return true;
+  }
+  return false;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& options) {
   SH_CHECK(!options.families.empty());
+  bool holds_data = false;
   if (options.read_only) {
     if (!PathExists(JoinPath(options.path, "CURRENT"))) {
       return absl::NotFoundError(absl::StrCat("no database in ", options.path));
     }
   } else {
     SH_RETURN_IF_ERROR(MakeFolders(options.path));
+    SH_ASSIGN_OR_RETURN(holds_data, HoldsData(options.path));
+    if (holds_data && !PathExists(JoinPath(options.path, "CURRENT"))) {
+      return absl::DataLossError(absl::StrCat(
+          options.path,
+          ": the file CURRENT is gone, which says what of the rest counts; bring it back"));
+    }
     if (!options.ingest_folder.empty()) SH_RETURN_IF_ERROR(MakeFolders(options.ingest_folder));
   }
   const auto cache = rocksdb::NewLRUCache(options.block_cache_bytes);
@@ -363,7 +391,8 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
     descriptors.emplace_back(family.name, FamilyOptions(family, cache));
   }
   const auto listener = std::make_shared<ErrorListener>(options.on_background_error);
-  const rocksdb::DBOptions db_options = DatabaseOptions(options, listener);
+  const rocksdb::DBOptions db_options =
+      DatabaseOptions(options, !options.read_only && !holds_data, listener);
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* db = nullptr;
   const rocksdb::Status opened =

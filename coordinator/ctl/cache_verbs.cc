@@ -1,5 +1,7 @@
 #include "coordinator/ctl/cache_verbs.h"
 
+#include <sys/stat.h>
+
 #include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -181,9 +183,17 @@ absl::StatusOr<int> Verify(const CacheOptions& options) {
 }
 
 absl::Status WriteOut(const CacheOptions& options, absl::string_view bytes) {
-  if (!options.out.empty()) return WriteFileAtomically(options.out, bytes);
-  PrintText(bytes);
-  return absl::OkStatus();
+  if (options.out.empty()) {
+    PrintText(bytes);
+    return absl::OkStatus();
+  }
+  // What is renamed into place would replace a device.
+  struct stat info {};
+  if (lstat(options.out.c_str(), &info) == 0 && !S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--out ", options.out, ": not a regular file; without --out it goes to standard output"));
+  }
+  return WriteFileAtomically(options.out, bytes);
 }
 
 absl::StatusOr<SectionSpec> SpecNamed(const std::vector<SectionSpec>& specs,

@@ -82,7 +82,7 @@ absl::StatusOr<int> Local(const Options& options) {
                 ? ResultTable(result.view)
                 : Render(JobsAndRunsJson(result.view), options.format));
   for (const std::string& problem : result.problems) {
-    std::fprintf(stderr, "coordinatorctl: %s\n", problem.c_str());
+    PrintError(problem);
   }
   if (result.problems.empty()) return kExitOk;
   // A student that was given up without a word of its own leaves its run in the middle.

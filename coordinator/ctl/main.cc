@@ -9,6 +9,7 @@
 #include "common/log.h"
 #include "common/status.h"
 #include "coordinator/ctl/cache_verbs.h"
+#include "coordinator/ctl/output.h"
 #include "coordinator/ctl/verb.h"
 
 namespace stillhouse {
@@ -60,9 +61,15 @@ int Main(int argc, char** argv) {
     return ExitCodeFor(status);
   }
   const absl::StatusOr<int> result = chosen();
-  if (result.ok()) return *result;
-  std::fprintf(stderr, "coordinatorctl: %s\n", std::string(result.status().message()).c_str());
-  return ExitCodeFor(result.status());
+  if (!result.ok()) {
+    PrintError(result.status().message());
+    return ExitCodeFor(result.status());
+  }
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) {
+    PrintError("standard output could not be written");
+    return kExitFailed;
+  }
+  return *result;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "common/status.h"
@@ -130,6 +131,17 @@ std::string Render(const Json& value, OutputFormat format) {
 void PrintText(absl::string_view text) {
   std::fwrite(text.data(), 1, text.size(), stdout);
   std::fflush(stdout);
+}
+
+std::string Printable(std::string text) {
+  for (char& c : text) {
+    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = ' ';
+  }
+  return text;
+}
+
+void PrintError(absl::string_view message) {
+  std::fprintf(stderr, "coordinatorctl: %s\n", Printable(std::string(message)).c_str());
 }
 
 std::string HumanBytes(uint64_t bytes) {

@@ -7,7 +7,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -25,14 +24,6 @@ constexpr absl::Duration kViewDeadline = absl::Seconds(10);  // of one question
 
 double Share(uint64_t done, uint64_t all) {
   return all == 0 ? 0 : static_cast<double>(done) / static_cast<double>(all);
-}
-
-// Control characters (a process's message may hold any) would break the drawing.
-std::string Printable(std::string text) {
-  for (char& c : text) {
-    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = ' ';
-  }
-  return text;
 }
 
 // Nothing new is to be told until the state changes.

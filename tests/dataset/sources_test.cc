@@ -143,6 +143,9 @@ TEST_F(SourcesTest, DeeplyNestedJsonIsRefusedWithoutHarm) {
   Write("deep2.jsonl", absl::StrCat("{\"text\": \"a\", \"x\": ", std::string(100'000, '['),
                                     std::string(100'000, ']'), "}"));
   EXPECT_TRUE(ReadAll(Path("deep2.jsonl")).ok());
+  EXPECT_THAT(ErrorOf("ids.jsonl", absl::StrCat("{\"input_ids\": [", std::string(1'000'000, '['),
+                                                std::string(1'000'000, ']'), "]}")),
+              HasSubstr("input_ids[0]: [["));
 }
 
 TEST_F(SourcesTest, ContentHashIsOfTheContentOnly) {

@@ -433,6 +433,30 @@ TEST(CacheDirectoryTest, FilesBeingPreparedAreRemovedAtOpen) {
   EXPECT_THAT(*ListFolder(folder.path()), ElementsAre("STILLHOUSE.LOCK", "db", "mine.txt"));
 }
 
+// RocksDB would make a new database there and delete the files that no manifest names.
+TEST(CacheDirectoryTest, WithoutCurrentItIsRefusedAndNothingIsTouched) {
+  const TempFolder folder = *TempFolder::Create();
+  auto cache = *CacheDirectory::Open({.path = folder.path(), .disk_reserve_bytes = 0});
+  const SectionSpec spec = HiddenSpec(8192);
+  const auto parts = TestParts(spec, TestDocument(1), 256, 1);
+  SH_CHECK_OK(cache->sections().Put({PutItem{parts, TestProvenance(spec)}}));
+  SH_CHECK_OK(cache->Close());
+  const std::string database = JoinPath(folder.path(), "db");
+  const std::string current = JoinPath(database, "CURRENT");
+  const std::string content = *ReadFile(current);
+  SH_CHECK_OK(RemoveTree(current));
+  const std::vector<std::string> names = *ListFolder(database);
+  for (int i = 0; i < 2; ++i) {
+    const absl::Status refused = CacheDirectory::Open({.path = folder.path()}).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(refused.message()), HasSubstr("the file CURRENT is gone"));
+    EXPECT_EQ(*ListFolder(database), names);
+  }
+  SH_CHECK_OK(WriteFileAtomically(current, content));
+  cache = *CacheDirectory::Open({.path = folder.path()});
+  EXPECT_TRUE((*cache->sections().Get({parts[0].key}, 1 << 30))[0].has_value());
+}
+
 // A bit flipped on the disk itself, under a cache that was closed cleanly.
 TEST(CacheDirectoryTest, FlippedBitInAFileIsFoundByGetAndVerify) {
   const TempFolder folder = *TempFolder::Create();

@@ -16,7 +16,7 @@ readonly DEPS=.deps
 readonly LOG=$DEPS/setup.log
 readonly TEACHER=SmolLM2-135M-Instruct.Q4_1.gguf
 readonly TEACHER_SHA256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-readonly DISK_NEEDED_MB=4500
+readonly DISK_NEEDED_MB=7000
 
 want_lint=
 want_parity=

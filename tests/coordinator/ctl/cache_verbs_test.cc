@@ -116,6 +116,9 @@ TEST_F(CacheVerbsTest, GetWritesDecodedSections) {
   const std::string file = JoinPath(folder_.path(), "raw");
   EXPECT_EQ(Run(Dir("get test --document 7 --section hidden/last --raw --out " + file)).code, 0);
   EXPECT_EQ(ReadFile(file)->size(), hidden["rows"].get<size_t>() * 8 * 2);
+  const auto device = Run(Dir("get test --document 7 --section stats --out /dev/null"));
+  EXPECT_EQ(device.code, kExitFailed);
+  EXPECT_THAT(device.errors, HasSubstr("--out /dev/null: not a regular file"));
   EXPECT_THAT(Run(Dir("get --object job/test")).out, HasSubstr("\"format\":1"));
   EXPECT_EQ(Run(Dir("get test --document 99 --section stats")).code, kExitNotFound);
   EXPECT_THAT(Run(Dir("get test --document 0 --section hidden/last")).errors,
