@@ -3,8 +3,7 @@
 #
 # Formatting, the tidy test (layers, banned words, long files), clang-tidy, and clang's thread-safety
 # analysis over core. `recent` gives clang-tidy the files touched in the last day before HEAD, their
-# headers' includers not counted, at most FILES_MAX of them; `all` gives it
-# every file.
+# headers' includers not counted, at most FILES_MAX of them; `all` gives it every file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null

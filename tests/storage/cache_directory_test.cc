@@ -16,6 +16,16 @@ using testing::HasSubstr;
 
 constexpr uint64_t kAnyBytes = 1ull << 30;
 
+// The parts of one section, stored in a cache at `path` that is closed again.
+std::vector<Part> StoreAndClose(const std::string& path) {
+  const auto cache = *CacheDirectory::Open({.path = path, .disk_reserve_bytes = 0});
+  const SectionSpec spec = HiddenSpec(8192);
+  const std::vector<Part> parts = TestParts(spec, TestDocument(1), 256, 1);
+  SH_CHECK_OK(cache->sections().Put({PutItem{parts, TestProvenance(spec)}}));
+  SH_CHECK_OK(cache->Close());
+  return parts;
+}
+
 TEST(CacheDirectoryTest, IsHeldByOneWriterOrManyReaders) {
   const TempFolder folder = *TempFolder::Create();
   const std::string path = JoinPath(folder.path(), "cache");
@@ -49,11 +59,7 @@ TEST(CacheDirectoryTest, FilesBeingPreparedAreRemovedAtOpen) {
 // RocksDB would make a new database there and delete the files that no manifest names.
 TEST(CacheDirectoryTest, WithoutCurrentItIsRefusedAndNothingIsTouched) {
   const TempFolder folder = *TempFolder::Create();
-  auto cache = *CacheDirectory::Open({.path = folder.path(), .disk_reserve_bytes = 0});
-  const SectionSpec spec = HiddenSpec(8192);
-  const auto parts = TestParts(spec, TestDocument(1), 256, 1);
-  SH_CHECK_OK(cache->sections().Put({PutItem{parts, TestProvenance(spec)}}));
-  SH_CHECK_OK(cache->Close());
+  const auto parts = StoreAndClose(folder.path());
   const std::string database = JoinPath(folder.path(), "db");
   const std::string current = JoinPath(database, "CURRENT");
   const std::string content = *ReadFile(current);
@@ -66,18 +72,14 @@ TEST(CacheDirectoryTest, WithoutCurrentItIsRefusedAndNothingIsTouched) {
     EXPECT_EQ(*ListFolder(database), names);
   }
   SH_CHECK_OK(WriteFileAtomically(current, content));
-  cache = *CacheDirectory::Open({.path = folder.path()});
+  const auto cache = *CacheDirectory::Open({.path = folder.path()});
   EXPECT_TRUE((*cache->sections().Get({parts[0].key}, 1 << 30))[0].has_value());
 }
 
 // A bit flipped on the disk itself, under a cache that was closed cleanly.
 TEST(CacheDirectoryTest, FlippedBitInAFileIsFoundByGetAndVerify) {
   const TempFolder folder = *TempFolder::Create();
-  auto cache = *CacheDirectory::Open({.path = folder.path(), .disk_reserve_bytes = 0});
-  const SectionSpec spec = HiddenSpec(8192);
-  const auto parts = TestParts(spec, TestDocument(1), 256, 1);
-  SH_CHECK_OK(cache->sections().Put({PutItem{parts, TestProvenance(spec)}}));
-  SH_CHECK_OK(cache->Close());
+  const auto parts = StoreAndClose(folder.path());
   const std::string database = JoinPath(folder.path(), "db");
   std::string largest;
   std::string bytes;
@@ -89,7 +91,7 @@ TEST(CacheDirectoryTest, FlippedBitInAFileIsFoundByGetAndVerify) {
   }
   bytes[bytes.size() / 2] ^= 4;
   SH_CHECK_OK(WriteFileAtomically(largest, bytes));
-  cache = *CacheDirectory::Open({.path = folder.path(), .read_only = true});
+  const auto cache = *CacheDirectory::Open({.path = folder.path(), .read_only = true});
   EXPECT_EQ(cache->sections().Get({parts[0].key}, kAnyBytes).status().code(),
             absl::StatusCode::kDataLoss);
   const VerifyStep step = *VerifyCache(cache->sections(), cache->objects(), "");
