@@ -84,7 +84,7 @@ function(sh_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} ${ARG_ARGS})
   if(NOT ARG_TIMEOUT)
-    set(ARG_TIMEOUT 120)
+    set(ARG_TIMEOUT 600)  # ends what hangs; under a sanitizer on a busy machine a test may take minutes
   endif()
   if(NOT ARG_LABELS)
     set(ARG_LABELS fast)

@@ -52,6 +52,12 @@ class ClientChannel {
   virtual void SetReceiver(Receiver receiver) = 0;
   // As ServerChannel::Send. While no server is there messages wait, in order, for one to come.
   virtual absl::Status Send(Frames frames) = 0;
+  // The connection that a Send uses now: 0 while there is none, else a number that is larger for
+  // each connection made.
+  virtual uint64_t connection() const = 0;
+  // `connected` runs, never inside another call, when a connection was made. What was sent over an
+  // earlier one may be lost.
+  virtual void SetConnected(absl::AnyInvocable<void()> connected) = 0;
 };
 
 // Ok, or InvalidArgument saying which limit `frames` breaks.

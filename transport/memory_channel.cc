@@ -31,6 +31,7 @@ struct Link {
 };
 
 struct Connection {
+  uint64_t number = 0;
   std::string id;
   std::string user;
   bool open = true;
@@ -53,7 +54,6 @@ class MemoryNetwork::Core : public std::enable_shared_from_this<Core> {
   void ConnectAll(const std::string& address);
   void Connect(Client& client);
   void Disconnect(const std::string& address);
-  std::string NextId() { return absl::StrCat("memory-", ++connections_made_); }
 
   Executor& executor_;
   Fate fate_;
@@ -128,13 +128,24 @@ class MemoryNetwork::Client final : public ClientChannel {
     unconnected_.queue.push_back({absl::ZeroDuration(), std::move(frames)});
     return absl::OkStatus();
   }
+  uint64_t connection() const override { return connection_ == nullptr ? 0 : connection_->number; }
+  void SetConnected(absl::AnyInvocable<void()> connected) override {
+    connected_ = std::move(connected);
+  }
+  void PostConnected() {
+    core_->executor_.Post([this, alive = std::weak_ptr<bool>(alive_)] {
+      if (!alive.expired() && connected_) connected_();
+    });
+  }
 
   std::shared_ptr<Core> core_;
   std::string address_;
   std::string user_;
   Receiver receiver_;
+  absl::AnyInvocable<void()> connected_;
   std::shared_ptr<Connection> connection_;  // null while no server is there
   Link unconnected_;                        // what waits for one
+  std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 void MemoryNetwork::Core::Enqueue(const std::string& address,
@@ -192,7 +203,8 @@ void MemoryNetwork::Core::Connect(Client& client) {
   auto it = servers_.find(client.address_);
   if (it == servers_.end()) return;
   client.connection_ = std::make_shared<Connection>();
-  client.connection_->id = NextId();
+  client.connection_->number = ++connections_made_;
+  client.connection_->id = absl::StrCat("memory-", client.connection_->number);
   client.connection_->user = client.user_;
   it->second->connections_[client.connection_->id] = client.connection_;
   Link waiting = std::move(client.unconnected_);
@@ -200,6 +212,7 @@ void MemoryNetwork::Core::Connect(Client& client) {
   for (Waiting& message : waiting.queue) {
     Enqueue(client.address_, client.connection_, /*to_server=*/true, message.frames);
   }
+  client.PostConnected();
 }
 
 void MemoryNetwork::Core::ConnectAll(const std::string& address) {

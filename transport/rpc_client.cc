@@ -31,9 +31,11 @@ class RpcClientImpl final : public RpcClient {
       : channel_(channel), executor_(executor), options_(options) {
     if (options_.incarnation == 0) options_.incarnation = RandomIncarnation();
     channel_.SetReceiver([this](Frames frames) { Receive(std::move(frames)); });
+    channel_.SetConnected([this] { SendAgainAfterReconnect(); });
   }
   ~RpcClientImpl() override {
     channel_.SetReceiver(nullptr);
+    channel_.SetConnected(nullptr);
     for (auto& [id, call] : calls_) {
       if (call.deadline_timer != 0) executor_.Cancel(call.deadline_timer);
       if (call.resend_timer != 0) executor_.Cancel(call.resend_timer);
@@ -53,10 +55,14 @@ class RpcClientImpl final : public RpcClient {
     absl::Duration deadline;  // as asked for
     TimerId deadline_timer = 0;
     TimerId resend_timer = 0;
+    uint64_t connection = 0;   // that it was last sent over
     absl::Status send_status;  // of the last attempt
   };
 
   void SendNow(uint64_t id);
+  // What went over a connection that is gone, or came while there was none, goes at once: a server
+  // that was started again answers as soon as it is there.
+  void SendAgainAfterReconnect();
   void Receive(Frames frames);
   void Expire(uint64_t id);
   // Ends the call; `done` runs later, on the executor.
@@ -85,7 +91,11 @@ void RpcClientImpl::Call(std::string method, RpcMessage request, CallOptions opt
                    .seed = options_.incarnation ^ id});
   auto [it, inserted] = calls_.emplace(
       id, Outstanding{std::move(method), PackMessage(envelope, std::move(request)), std::move(done),
-                      backoff, options.deadline, 0, 0, absl::OkStatus()});
+                      backoff, options.deadline, 0, 0, 0, absl::OkStatus()});
+  if (const absl::Status size = CheckMessageSize(it->second.frames); !size.ok()) {
+    Finish(id, Annotate(size, it->second.method));
+    return;
+  }
   if (options.deadline != absl::InfiniteDuration()) {
     it->second.deadline_timer = executor_.PostAfter(options.deadline, [this, id] { Expire(id); });
   }
@@ -94,16 +104,30 @@ void RpcClientImpl::Call(std::string method, RpcMessage request, CallOptions opt
 
 void RpcClientImpl::SendNow(uint64_t id) {
   Outstanding& call = calls_.at(id);
-  call.send_status = channel_.Send(call.frames);
-  if (absl::IsInvalidArgument(call.send_status)) {
-    Finish(id, Annotate(call.send_status, call.method));
+  call.resend_timer = 0;
+  call.connection = channel_.connection();
+  if (call.connection == 0) {  // copies would only pile up until a server comes
+    call.send_status = absl::UnavailableError("no server is there");
     return;
   }
+  call.send_status = channel_.Send(call.frames);
   const absl::Duration wait = call.send_status.ok() ? call.backoff.Next() : kRefusedSendRetry;
   call.resend_timer = executor_.PostAfter(wait, [this, id] {
     ++counters_.resent;
     SendNow(id);
   });
+}
+
+void RpcClientImpl::SendAgainAfterReconnect() {
+  const uint64_t connection = channel_.connection();
+  if (connection == 0) return;
+  for (auto& [id, call] : calls_) {
+    if (call.connection == connection) continue;
+    if (call.resend_timer != 0) executor_.Cancel(call.resend_timer);
+    if (call.connection != 0) ++counters_.resent;
+    call.backoff.Reset();
+    SendNow(id);
+  }
 }
 
 void RpcClientImpl::Expire(uint64_t id) {

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <deque>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -80,6 +81,56 @@ class Message {
   zmq_msg_t message_;
 };
 
+// Tells when a client's socket gains and loses its connection.
+class ConnectionMonitor {
+ public:
+  // `changed(true)` on the loop for each connection made, `changed(false)` for each lost.
+  ConnectionMonitor(EventLoop& loop, absl::AnyInvocable<void(bool)> changed)
+      : loop_(loop), changed_(std::move(changed)) {}
+  ~ConnectionMonitor() {
+    if (fd_ >= 0) loop_.UnwatchFd(fd_);
+    if (events_ != nullptr) zmq_close(events_);
+  }
+  ConnectionMonitor(const ConnectionMonitor&) = delete;
+  ConnectionMonitor& operator=(const ConnectionMonitor&) = delete;
+
+  // REQUIRES: `socket` outlives this and is not connected yet.
+  absl::Status Watch(void* context, void* socket) {
+    constexpr char kAddress[] = "inproc://connections";
+    size_t size = sizeof(fd_);
+    events_ = zmq_socket(context, ZMQ_PAIR);
+    if (events_ == nullptr ||
+        zmq_socket_monitor(socket, kAddress,
+                           ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED) != 0 ||
+        zmq_connect(events_, kAddress) != 0 || zmq_getsockopt(events_, ZMQ_FD, &fd_, &size) != 0) {
+      return ZmqStatus("watching the connections of", "a socket");
+    }
+    loop_.WatchFd(fd_, [this] { Read(); });
+    Read();  // a writer wakes only a reader that found nothing once
+    return absl::OkStatus();
+  }
+
+ private:
+  // An event is two frames: its number (16 bits) and value, then the address. Reads until nothing
+  // is left, so that the edge-triggered descriptor wakes again.
+  void Read() {
+    for (;;) {
+      Message number, address;
+      if (zmq_msg_recv(number.get(), events_, ZMQ_DONTWAIT) < 0) return;
+      if (number.more()) zmq_msg_recv(address.get(), events_, ZMQ_DONTWAIT);
+      uint16_t event = 0;
+      if (number.bytes().size() < sizeof(event)) continue;
+      memcpy(&event, number.bytes().data(), sizeof(event));
+      changed_(event == ZMQ_EVENT_HANDSHAKE_SUCCEEDED);
+    }
+  }
+
+  EventLoop& loop_;
+  absl::AnyInvocable<void(bool)> changed_;
+  void* events_ = nullptr;
+  int fd_ = -1;
+};
+
 // One ZeroMQ socket on an event loop.
 //
 // ZMQ_FD is edge-triggered in disguise: it becomes readable when ZeroMQ's threads queue commands
@@ -90,6 +141,7 @@ class Socket {
   explicit Socket(EventLoop& loop) : loop_(loop) {}
   ~Socket() {
     if (fd_ >= 0) loop_.UnwatchFd(fd_);
+    monitor_.reset();
     if (socket_ != nullptr) zmq_close(socket_);
     // Waits for the I/O thread: only then has it let go of the socket and of every frame.
     while (context_ != nullptr && zmq_ctx_term(context_) != 0 && zmq_errno() == EINTR) {
@@ -151,6 +203,8 @@ class Socket {
   // Which of ZMQ_POLLIN and ZMQ_POLLOUT there is work for.
   void set_interest(int interest) { interest_ = interest; }
 
+  // As ConnectionMonitor. REQUIRES: before Connect.
+  absl::Status WatchConnections(absl::AnyInvocable<void(bool)> changed);
   absl::Status Bind(const std::string& address) {
     if (zmq_bind(socket_, address.c_str()) == 0) return absl::OkStatus();
     return ZmqStatus("binding", address);
@@ -202,8 +256,14 @@ class Socket {
   int interest_ = 0;
   bool in_turn_ = false;
   bool turn_posted_ = false;
+  std::optional<ConnectionMonitor> monitor_;  // of a client
   std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
+
+absl::Status Socket::WatchConnections(absl::AnyInvocable<void(bool)> changed) {
+  monitor_.emplace(loop_, std::move(changed));
+  return monitor_->Watch(context_, socket_);
+}
 
 absl::Status Socket::SendFrames(const Frames& frames,
                                 const std::shared_ptr<BytesInFlight>& in_flight) {
@@ -340,6 +400,10 @@ class ZmqClient final : public ClientChannel {
 
   absl::Status Open(const std::string& address) {
     SH_RETURN_IF_ERROR(socket_.Open(ZMQ_DEALER, address));
+    SH_RETURN_IF_ERROR(socket_.WatchConnections([this](bool made) {
+      connection_ = made ? ++connections_made_ : 0;
+      if (made && connected_) connected_();
+    }));
     SH_RETURN_IF_ERROR(socket_.Connect(address));
     socket_.Watch([this](int events) { return Turn(events); });
     return absl::OkStatus();
@@ -350,6 +414,10 @@ class ZmqClient final : public ClientChannel {
     socket_.PostTurn();
   }
   absl::Status Send(Frames frames) override;
+  uint64_t connection() const override { return connection_; }
+  void SetConnected(absl::AnyInvocable<void()> connected) override {
+    connected_ = std::move(connected);
+  }
 
  private:
   bool Turn(int events);
@@ -358,11 +426,14 @@ class ZmqClient final : public ClientChannel {
     socket_.set_interest((receiver_ ? ZMQ_POLLIN : 0) | (waiting_.empty() ? 0 : ZMQ_POLLOUT));
   }
 
-  Socket socket_;
   Receiver receiver_;
+  absl::AnyInvocable<void()> connected_;
+  uint64_t connection_ = 0;
+  uint64_t connections_made_ = 0;
   std::deque<Frames> waiting_;  // for a connection, or for room in its queue
   uint64_t waiting_bytes_ = 0;
   std::shared_ptr<BytesInFlight> in_flight_ = std::make_shared<BytesInFlight>(0);
+  Socket socket_;  // destroyed first: it calls back into the others
 };
 
 absl::Status ZmqClient::Send(Frames frames) {

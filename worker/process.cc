@@ -84,7 +84,11 @@ class WorkerProcess::Connection final : public ClientChannel {
     channel->SetReceiver([this](Frames frames) {
       if (receiver_) receiver_(std::move(frames));
     });
+    channel->SetConnected([this] {
+      if (connected_) connected_();
+    });
     channel_ = std::move(channel);
+    ++channels_made_;
     address_ = address;
     return absl::OkStatus();
   }
@@ -94,13 +98,22 @@ class WorkerProcess::Connection final : public ClientChannel {
     SH_CHECK(channel_ != nullptr, "sent before connected");
     return channel_->Send(std::move(frames));
   }
+  uint64_t connection() const override {
+    const uint64_t number = channel_ == nullptr ? 0 : channel_->connection();
+    return number == 0 ? 0 : (channels_made_ << 32) + number;
+  }
+  void SetConnected(absl::AnyInvocable<void()> connected) override {
+    connected_ = std::move(connected);
+  }
   RpcClient& rpc() { return *rpc_; }
 
  private:
   EventLoop& loop_;
   std::string address_;
   Receiver receiver_;
+  absl::AnyInvocable<void()> connected_;
   std::unique_ptr<ClientChannel> channel_;
+  uint64_t channels_made_ = 0;
   std::unique_ptr<RpcClient> rpc_;
 };
 

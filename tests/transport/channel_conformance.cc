@@ -273,6 +273,28 @@ TEST_P(ChannelConformanceTest, ClientsReconnectWhenTheServerRestarts) {
   }
 }
 
+TEST_P(ChannelConformanceTest, EachConnectionIsToldAndNumberedHigher) {
+  auto client = AddClient();
+  std::vector<uint64_t> told;
+  world_->Do([&] {
+    EXPECT_EQ(client->channel->connection(), 0u);
+    client->channel->SetConnected([&] { told.push_back(client->channel->connection()); });
+  });
+  for (size_t server = 1; server <= 3; ++server) {
+    StartServer(/*echo=*/true);
+    ASSERT_TRUE(world_->WaitFor([&] { return told.size() == server; }));
+    const std::string question = absl::StrCat("question ", server);
+    ASSERT_TRUE(Send(*client, {question}).ok());
+    ASSERT_TRUE(WaitForClientCount(*client, server)) << "lost on a connection just told";
+    StopServer();
+    ASSERT_TRUE(world_->WaitFor([&] { return client->channel->connection() == 0; }));
+  }
+  world_->Do([&] {
+    client->channel->SetConnected(nullptr);
+    for (size_t i = 0; i < told.size(); ++i) EXPECT_GT(told[i], i == 0 ? 0 : told[i - 1]);
+  });
+}
+
 TEST_P(ChannelConformanceTest, SecondServerOnOneAddressIsRefused) {
   StartServer(/*echo=*/true);
   world_->Do([&] {

@@ -125,7 +125,44 @@ TEST_F(RpcTest, DeadlinePassesWithoutAServer) {
   executor_.Advance(absl::Milliseconds(1));
   ASSERT_TRUE(result.has_value());
   EXPECT_TRUE(absl::IsDeadlineExceeded(result->status()));
-  EXPECT_EQ(result->status().message(), "echo: no answer within 3s");
+  EXPECT_EQ(result->status().message(), "echo: no answer within 3s (no server is there)");
+}
+
+TEST_F(RpcTest, NoCopiesPileUpWhileNoServerIsThere) {
+  StartClient();
+  std::optional<Result> result;
+  client_->Call("echo", {"hi", {}}, {.deadline = absl::InfiniteDuration()}, Into(result));
+  executor_.Advance(absl::Minutes(5));
+  int sent = 0;
+  network_.SetFate([&](const MemoryNetwork::Delivery& delivery) -> std::vector<absl::Duration> {
+    sent += delivery.to_server;
+    return {absl::ZeroDuration()};
+  });
+  StartServer();
+  executor_.RunUntilIdle();
+  EXPECT_TRUE(result.has_value() && result->ok());
+  EXPECT_EQ(sent, 1);
+  EXPECT_EQ(client_->counters().resent, 0u);
+}
+
+TEST_F(RpcTest, WhatAServerLeftUnansweredGoesAtOnceToTheNextOne) {
+  StartServer();
+  StartClient();
+  constexpr int kCalls = 20;
+  std::vector<std::optional<Result>> results(kCalls);
+  for (auto& result : results) {
+    client_->Call("slow", {}, {.deadline = absl::InfiniteDuration()}, Into(result));
+  }
+  executor_.Advance(absl::Minutes(1));
+  StopServer();
+  executor_.Advance(absl::Minutes(1));
+  handled_ = 0;
+  StartServer();
+  executor_.RunUntilIdle();  // no time passes
+  ASSERT_EQ(handled_, kCalls);
+  for (auto& respond : held_) respond(RpcMessage());
+  executor_.RunUntilIdle();
+  for (const auto& result : results) EXPECT_TRUE(result.has_value() && result->ok());
 }
 
 TEST_F(RpcTest, AnswerAfterTheDeadlineIsCountedAndDropped) {
