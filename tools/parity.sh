@@ -8,7 +8,7 @@ exec </dev/null
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 teacher=.deps/teacher/SmolLM2-135M-Instruct.Q4_1.gguf
-build/bin/modelctl convert "$teacher" "$folder/teacher"
+build/bin/modelctl convert "$teacher" --out "$folder/teacher"
 printf '{"ids": [504, 5621, 314, 5441, 327, 2082, 30]}\n{"ids": [17]}\n' >"$folder/ids.jsonl"
 
 models=("$folder/teacher")
