@@ -71,14 +71,20 @@ absl::Status ErrnoStatus(absl::string_view action, absl::string_view path) {
   }
 }
 
-absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max) {
-  Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+absl::StatusOr<int> OpenRegularFile(const std::string& path) {
+  Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (fd.get() < 0) return ErrnoStatus("opening", path);
   struct stat info {};
-  if (fstat(fd.get(), &info) != 0) return ErrnoStatus("reading", path);
-  if (S_ISDIR(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat("reading ", path, ": it is a folder"));
-  }
+  if (fstat(fd.get(), &info) != 0) return ErrnoStatus("opening", path);
+  if (S_ISREG(info.st_mode)) return fd.Release();
+  return absl::InvalidArgumentError(
+      absl::StrCat("opening ", path, ": it is ",
+                   S_ISDIR(info.st_mode) ? "a folder" : "a pipe or a device, not a regular file"));
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max) {
+  SH_ASSIGN_OR_RETURN(const int opened, OpenRegularFile(path));
+  const Fd fd(opened);
   std::string bytes;
   char buffer[1 << 16];
   for (;;) {
@@ -192,13 +198,10 @@ TempFolder::~TempFolder() {
 }
 
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::string& path) {
-  Fd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (fd.get() < 0) return ErrnoStatus("opening", path);
+  SH_ASSIGN_OR_RETURN(const int opened, OpenRegularFile(path));
+  const Fd fd(opened);
   struct stat info {};
-  if (fstat(fd.get(), &info) != 0) return ErrnoStatus("reading", path);
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat("opening ", path, ": not a regular file"));
-  }
+  if (fstat(fd.get(), &info) != 0) return ErrnoStatus("mapping", path);
   const size_t size = info.st_size;
   void* data = nullptr;
   if (size > 0) {

@@ -17,6 +17,10 @@ namespace stillhouse {
 // The Status for the current errno: "`action` `path`: <reason>".
 absl::Status ErrnoStatus(absl::string_view action, absl::string_view path);
 
+// For reading; the caller closes it. InvalidArgument unless it is a regular file: a pipe that nobody
+// writes to must not block.
+absl::StatusOr<int> OpenRegularFile(const std::string& path);
+
 // ResourceExhausted if the file is larger than `bytes_max`.
 absl::StatusOr<std::string> ReadFile(const std::string& path, uint64_t bytes_max = 1ull << 32);
 

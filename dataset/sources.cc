@@ -87,8 +87,9 @@ absl::Status ReadTextFile(const SourceFile& file,
 class LineReader {
  public:
   static absl::StatusOr<LineReader> Open(const std::string& path) {
-    std::FILE* file = std::fopen(path.c_str(), "rbe");
-    if (file == nullptr) return ErrnoStatus("opening", path);
+    SH_ASSIGN_OR_RETURN(const int opened, OpenRegularFile(path));
+    std::FILE* file = fdopen(opened, "rb");
+    SH_CHECK(file != nullptr, "out of memory");
     return LineReader(path, file);
   }
 

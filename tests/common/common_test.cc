@@ -1,5 +1,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cmath>
 
@@ -117,6 +118,10 @@ TEST(FileTest, AtomicWriteReplacesAndLeavesNothingBeside) {
   EXPECT_THAT(*ListFolder(folder.path()), testing::ElementsAre("f"));
   EXPECT_EQ(ReadFile(path, 2).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(ReadFile(path + "x").status().code(), absl::StatusCode::kNotFound);
+  const std::string pipe = path + ".pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_EQ(ReadFile(pipe).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(MappedFile::Open(pipe).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST(FileTest, LockIsExclusiveUntilReleased) {
