@@ -1,8 +1,7 @@
 #include "model/decoder_layer.h"
 
 #include "ATen/ops/add.h"
-#include "ATen/ops/linear.h"
-#include "ATen/ops/scaled_dot_product_attention.h"
+#include "model/matmul.h"
 
 namespace stillhouse {
 namespace {
@@ -20,9 +19,8 @@ at::Tensor SplitHeads(const at::Tensor& x, int64_t documents, int64_t times) {
 at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t documents,
                   bool causal) {
   const int64_t times = q.size(1) / k.size(1);
-  return at::scaled_dot_product_attention(
-             SplitHeads(q, documents, 1), SplitHeads(k, documents, times),
-             SplitHeads(v, documents, times), /*attn_mask=*/{}, /*dropout_p=*/0.0, causal)
+  return ops::Attention(SplitHeads(q, documents, 1), SplitHeads(k, documents, times),
+                        SplitHeads(v, documents, times), causal)
       .transpose(1, 2)
       .reshape({q.size(0), q.size(1) * q.size(2)});
 }
@@ -43,15 +41,16 @@ at::Tensor RunLayer(const LayerWeights& layer, const ModelConfig& config,
                     AttendFunction attend) {
   const int64_t tokens = x.size(0), size = config.head_dim;
   const at::Tensor normed = ops::RmsNorm(x, layer.input_norm, config.rms_norm_eps);
-  const at::Tensor q = at::linear(normed, layer.q).view({tokens, config.heads, size});
-  const at::Tensor k = at::linear(normed, layer.k).view({tokens, config.kv_heads, size});
-  const at::Tensor v = at::linear(normed, layer.v).view({tokens, config.kv_heads, size});
+  const at::Tensor q = ops::Linear(normed, layer.q).view({tokens, config.heads, size});
+  const at::Tensor k = ops::Linear(normed, layer.k).view({tokens, config.kv_heads, size});
+  const at::Tensor v = ops::Linear(normed, layer.v).view({tokens, config.kv_heads, size});
   const at::Tensor attended =
       attend(ops::Rotate(q, table, position), ops::Rotate(k, table, position), v);
-  const at::Tensor middle = at::add(x, at::linear(attended, layer.o));
+  const at::Tensor middle = at::add(x, ops::Linear(attended, layer.o));
   const at::Tensor again = ops::RmsNorm(middle, layer.attention_norm, config.rms_norm_eps);
-  const at::Tensor gated = ops::SwiGlu(at::linear(again, layer.gate), at::linear(again, layer.up));
-  return at::add(middle, at::linear(gated, layer.down));
+  const at::Tensor gated =
+      ops::SwiGlu(ops::Linear(again, layer.gate), ops::Linear(again, layer.up));
+  return at::add(middle, ops::Linear(gated, layer.down));
 }
 
 }  // namespace stillhouse

@@ -8,11 +8,11 @@
 #include "ATen/ops/arange.h"
 #include "ATen/ops/embedding.h"
 #include "ATen/ops/empty.h"
-#include "ATen/ops/linear.h"
 #include "absl/strings/str_cat.h"
 #include "c10/core/GradMode.h"
 #include "common/status.h"
 #include "model/decoder_layer.h"
+#include "model/matmul.h"
 #include "model/torch_status.h"
 
 namespace stillhouse {
@@ -111,7 +111,7 @@ absl::StatusOr<std::vector<float>> Decoding::Extend(absl::Span<const int32_t> id
       // One at a time: a single query sees all that is kept, so no mask is needed.
       for (const int32_t id : ids) state = Append({&id, 1});
     }
-    const at::Tensor row = at::linear(state, weights_->head).to(at::kFloat).contiguous();
+    const at::Tensor row = ops::Linear(state, weights_->head).to(at::kFloat).contiguous();
     std::copy_n(row.const_data_ptr<float>(), logits.size(), logits.begin());
   }));
   return logits;

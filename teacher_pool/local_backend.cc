@@ -2,12 +2,12 @@
 #include <utility>
 #include <vector>
 
-#include "ATen/ops/mm.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "c10/core/GradMode.h"
 #include "common/file.h"
+#include "model/matmul.h"
 #include "model/parallel.h"
 #include "model/torch_status.h"
 #include "teacher_pool/teacher_backend.h"
@@ -33,7 +33,7 @@ class LocalBackend final : public TeacherBackend {
   }
   absl::Status Logits(const at::Tensor& hidden, at::Tensor& logits) override {
     const c10::NoGradGuard no_grad;
-    return CallTorch([&] { at::mm_out(logits, hidden, weights_.head.t()); });
+    return CallTorch([&] { ops::MatMulInto(logits, hidden, weights_.head.t()); });
   }
   const at::Tensor& head() const override { return weights_.head; }
   const at::Tensor& final_norm() const override { return weights_.final_norm; }

@@ -33,7 +33,7 @@ class TeacherBackend {
 std::unique_ptr<TeacherBackend> MakeLocalBackend(DecoderWeights weights);
 
 // Changes with every change of ours that may change captured bytes.
-inline constexpr int kCaptureVersion = 1;
+inline constexpr int kCaptureVersion = 2;
 // "cpu=AMD EPYC 9R14;isa=avx512_bf16;threads=2;torch=2.11.0;dtype=bf16;capture=1"
 std::string LocalProducerClass(at::ScalarType dtype);
 

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "ATen/ops/empty.h"
-#include "ATen/ops/linear.h"
 #include "absl/strings/str_cat.h"
 #include "c10/core/GradMode.h"
 #include "common/file.h"
@@ -17,6 +16,7 @@
 #include "model/ctl/commands.h"
 #include "model/ctl/line_reader.h"
 #include "model/decoder.h"
+#include "model/matmul.h"
 #include "model/torch_status.h"
 
 namespace stillhouse {
@@ -75,7 +75,7 @@ absl::Status WriteLogits(const DecoderWeights& weights, const at::Tensor& ids,
     const int64_t rows = std::min(kChunkRows, ids.size(0) - begin);
     at::Tensor logits;
     SH_RETURN_IF_ERROR(CallTorch([&] {
-      logits = at::linear(hidden.narrow(0, begin, rows), weights.head).to(at::kFloat).contiguous();
+      logits = ops::Linear(hidden.narrow(0, begin, rows), weights.head).to(at::kFloat).contiguous();
     }));
     SH_RETURN_IF_ERROR(writer.Append(absl::string_view(
         static_cast<const char*>(logits.const_data_ptr()), static_cast<size_t>(logits.nbytes()))));

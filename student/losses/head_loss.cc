@@ -4,8 +4,8 @@
 
 #include "ATen/Parallel.h"
 #include "ATen/ops/empty.h"
-#include "ATen/ops/mm.h"
 #include "common/status.h"
+#include "model/matmul.h"
 #include "model/parallel.h"
 #include "model/torch_status.h"
 #include "student/losses/row_kernels.h"
@@ -114,11 +114,11 @@ void HeadLoss::RunRows(const Chunk& chunk) {
 void HeadLoss::RunChunk(const Chunk& chunk) {
   const at::Tensor hidden = chunk.hidden.narrow(0, chunk.begin, chunk.rows);
   at::Tensor logits = chunk.logits;
-  at::mm_out(logits, hidden, chunk.head.t());
+  ops::MatMulInto(logits, hidden, chunk.head.t());
   if (chunk.teacher_logits.defined()) {
     at::Tensor teacher_logits = chunk.teacher_logits;
-    at::mm_out(teacher_logits, chunk.targets.teacher_hidden.narrow(0, chunk.begin, chunk.rows),
-               teacher_head_.t());
+    ops::MatMulInto(teacher_logits, chunk.targets.teacher_hidden.narrow(0, chunk.begin, chunk.rows),
+                    teacher_head_.t());
   }
   const bool is_bf16 = chunk.hidden.scalar_type() == at::kBFloat16;
   if (is_bf16) {
@@ -127,8 +127,8 @@ void HeadLoss::RunChunk(const Chunk& chunk) {
     RunRows<float>(chunk);
   }
   at::Tensor hidden_gradient = chunk.gradients.hidden.narrow(0, chunk.begin, chunk.rows);
-  at::mm_out(hidden_gradient, logits, chunk.head);
-  at::mm_out(head_gradient_, logits.t(), hidden);
+  ops::MatMulInto(hidden_gradient, logits, chunk.head);
+  ops::MatMulInto(head_gradient_, logits.t(), hidden);
   const bool first = chunk.gradients.first && chunk.begin == 0;
   if (is_bf16) {
     AddToHead<uint16_t>(head_gradient_, first, chunk.gradients.head);

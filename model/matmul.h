@@ -1,0 +1,28 @@
+// Products of matrices and attention: the one place that knows what this CPU multiplies well.
+//
+// PyTorch multiplies bfloat16 through oneDNN only where the CPU has AVX-512; elsewhere its loop is
+// an order of magnitude slower than float32. There the operands are widened to float32, which is
+// exact, and the result is rounded to bfloat16 once, so a product differs only by the order of its
+// sums. The choice is the CPU's alone and part of the producer class, which names its instruction
+// sets.
+//
+// Threads: as PyTorch. All throw c10::Error; CallTorch turns it into a Status.
+#pragma once
+
+#include "ATen/core/Tensor.h"
+
+namespace stillhouse::ops {
+
+// Does PyTorch have bfloat16 products of its own for this CPU?
+bool HasBf16Products();
+
+// x [T, K] times w [N, K] transposed, with gradients.
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& w);
+
+// out = a b, for two-dimensional tensors of one dtype; no gradients.
+void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
+
+// Scaled dot-product attention, with gradients: q, k, v are [documents, heads, tokens, size].
+at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal);
+
+}  // namespace stillhouse::ops
