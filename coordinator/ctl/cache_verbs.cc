@@ -12,6 +12,7 @@
 #include "common/status.h"
 #include "common/tensor_view.h"
 #include "coordinator/ctl/cache_session.h"
+#include "coordinator/ctl/cache_transfer_verbs.h"
 #include "coordinator/ctl/output.h"
 #include "dataset/plan.h"
 #include "storage/codec.h"
@@ -363,6 +364,8 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
   du->add_option("JOB", options->job, "job")->required();
   AddOutputOption(*du, &options->format);
   du->footer("Example:\n  coordinatorctl cache du handbook --dir cache -o json\n");
+
+  AddCacheTransferVerbs(*cache, chosen);
 }
 
 }  // namespace stillhouse

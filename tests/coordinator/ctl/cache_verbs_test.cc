@@ -1,22 +1,12 @@
 // coordinatorctl cache …, as a user runs it: on a directory, and against a server.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
 
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/str_split.h"
 #include "common/file.h"
 #include "common/status.h"
-#include "storage/cache_directory.h"
-#include "storage/service/cache_admin.h"
-#include "tests/storage/job_fixture.h"
-#include "transport/ipc_address.h"
-
-extern char** environ;
+#include "tests/coordinator/ctl/cache_verbs_fixture.h"
 
 namespace stillhouse {
 namespace {
@@ -24,54 +14,7 @@ namespace {
 using nlohmann::json;
 using testing::HasSubstr;
 
-class CacheVerbsTest : public testing::Test {
- protected:
-  void SetUp() override {
-    auto cache = *CacheDirectory::Open({.path = directory_, .disk_reserve_bytes = 0});
-    FillTestJob(*cache);
-    PlanCache plans;
-    digest_ =
-        CacheAdmin(cache->sections(), cache->objects(), plans).DigestOfJob("test")->digest.Hex();
-    SH_CHECK_OK(cache->Close());
-  }
-
-  struct Result {
-    int code;
-    std::string out, errors;
-  };
-  // `coordinatorctl cache ARGUMENTS`, split at spaces.
-  Result Run(const std::string& arguments) {
-    const std::string program = SH_TEST_BUILD_DIR "/bin/coordinatorctl";
-    std::vector<std::string> words = {program, "cache"};
-    for (const absl::string_view word : absl::StrSplit(arguments, ' ')) words.emplace_back(word);
-    const std::string out = JoinPath(folder_.path(), "out"),
-                      errors = JoinPath(folder_.path(), "err");
-    const pid_t pid = Spawn(words, out, errors);
-    int status = 0;
-    SH_CHECK(waitpid(pid, &status, 0) == pid);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, *ReadFile(out), *ReadFile(errors)};
-  }
-  static pid_t Spawn(std::vector<std::string> words, const std::string& out,
-                     const std::string& errors) {
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    posix_spawn_file_actions_addopen(&actions, 2, errors.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
-                                     0600);
-    pid_t pid = 0;
-    SH_CHECK(posix_spawn(&pid, words[0].c_str(), &actions, nullptr, argv.data(), environ) == 0);
-    posix_spawn_file_actions_destroy(&actions);
-    return pid;
-  }
-  std::string Dir(const std::string& arguments) { return arguments + " --dir " + directory_; }
-
-  TempFolder folder_ = *TempFolder::Create();
-  std::string directory_ = JoinPath(folder_.path(), "cache");
-  std::string digest_;
-};
+using CacheVerbsTest = CacheVerbsFixture;
 
 TEST_F(CacheVerbsTest, LsNamesObjects) {
   const json listed = json::parse(Run(Dir("ls -o json")).out);
@@ -140,10 +83,7 @@ TEST_F(CacheVerbsTest, VerifyFindsAFlippedBit) {
 }
 
 TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
-  const std::string address = IpcAddress(JoinPath(folder_.path(), "s"));
-  const pid_t server = Spawn({SH_TEST_BUILD_DIR "/libexec/stillhouse/cache_server", "--dir",
-                              directory_, "--listen", address},
-                             "/dev/null", JoinPath(folder_.path(), "server"));
+  const std::string address = Serve(directory_, "s");
   const auto ask = [&](const std::string& verb) { return Run(verb + " --server " + address); };
   EXPECT_EQ(ask("digest test").out, digest_ + "\n");
   EXPECT_EQ(json::parse(ask("stat -o json").out)["incarnation"], 2);
@@ -155,9 +95,7 @@ TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
   const Result held = Run(Dir("stat"));
   EXPECT_EQ(held.code, kExitConflict);
   EXPECT_THAT(held.errors, HasSubstr("ask its server with --server"));
-  kill(server, SIGTERM);
-  int status = 0;
-  waitpid(server, &status, 0);
+  StopServers();
   EXPECT_EQ(Run(Dir("digest test")).out, digest_ + "\n");
 }
 
