@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "common/file.h"
@@ -66,6 +67,50 @@ TEST_F(CacheVerbsTest, GetWritesDecodedSections) {
   EXPECT_EQ(Run(Dir("get test --document 99 --section stats")).code, kExitNotFound);
   EXPECT_THAT(Run(Dir("get test --document 0 --section hidden/last")).errors,
               HasSubstr("it has: stats, logits/sampled"));
+}
+
+// The same plan, of every other section.
+TEST_F(CacheVerbsTest, GetWritesAndNarrowsTheMostLikelyIds) {
+  {
+    auto cache = *CacheDirectory::Open({.path = directory_, .disk_reserve_bytes = 0});
+    const auto plan = *ParsePlan(TestPlanBytes());
+    JobObject job = TestJob(plan->digest());
+    job.name = "more";
+    job.sections.clear();
+    for (const char* text :
+         {"logits/topk?k=16", "logits/topp?p=0.9&k_max=16", "hidden/3?hidden_size=8&dtype=int8"}) {
+      job.sections.push_back(*ParseSectionSpec(text));
+      const auto document = plan->document(0);
+      SH_CHECK_OK(cache->sections().Put(
+          {PutItem{TestParts(job.sections.back(), document.key, document.rows(), 1),
+                   TestProvenance(job.sections.back())}}));
+    }
+    const std::string bytes = EncodeJobObject(job);
+    SH_CHECK_OK(
+        cache->objects().PutPiece({JobObjectName("more"), bytes.size(), 0, false, 1, bytes}));
+    SH_CHECK_OK(cache->Close());
+  }
+  const auto get = [&](const std::string& section) {
+    return Run(Dir("get more --document 0 --section " + section));
+  };
+  const json top = json::parse(get("logits/topk").out);
+  EXPECT_EQ(top["section"], "logits/topk?k=16");
+  EXPECT_EQ(top["ids"].size(), top["rows"].get<size_t>());
+  EXPECT_EQ(top["ids"][0].size(), 16u);
+  double sum = std::exp(top["residual_logprob"][0].get<double>());
+  for (const auto& logprob : top["logprobs"][0]) sum += std::exp(logprob.get<double>());
+  EXPECT_NEAR(sum, 1, 1e-6);
+  const json fewer = json::parse(get("logits/topk?k=4").out);
+  EXPECT_EQ(fewer["section"], "logits/topk?k=4");
+  EXPECT_EQ(fewer["served_by"], "logits/topk?k=16");
+  EXPECT_EQ(fewer["ids"][0].size(), 4u);
+  const std::string file = JoinPath(folder_.path(), "raw");
+  EXPECT_EQ(get("logits/topk?k=4 --raw --out " + file).code, 0);
+  EXPECT_EQ(ReadFile(file)->size(), top["rows"].get<size_t>() * (8 + 8 * 4));
+  EXPECT_THAT(get("logits/topk?k=17").errors,
+              HasSubstr("it has: logits/topk?k=16, logits/topp?p=0.9&k_max=16, hidden/3"));
+  EXPECT_EQ(json::parse(get("logits/topp").out)["section"], "logits/topp?p=0.9&k_max=16");
+  EXPECT_EQ(json::parse(get("hidden/3").out)["values"][0].size(), 8u);
 }
 
 TEST_F(CacheVerbsTest, VerifyFindsAFlippedBit) {
