@@ -8,8 +8,11 @@
 #include "common/status.h"
 #include "coordinator/ctl/cache_session.h"
 #include "coordinator/ctl/output.h"
+#include "formats/model_files.h"
+#include "formats/tokenizer.h"
 #include "storage/service/job_export.h"
 #include "storage/service/job_import.h"
+#include "storage/service/plain_logits.h"
 
 namespace stillhouse {
 namespace {
@@ -22,6 +25,8 @@ struct TransferOptions {
   std::string job;
   std::string folder;
   std::string name;
+  std::string plain;
+  std::string tokenizer;
 };
 
 uint64_t BytesOf(const ExportManifest& manifest) {
@@ -43,14 +48,18 @@ Json Describe(const ExportManifest& manifest, const std::string& folder) {
           {"bytes", BytesOf(manifest)}};
 }
 
+std::string Summary(const ExportManifest& manifest, const std::string& folder) {
+  return absl::StrCat(folder, ": ", manifest.documents, " documents, ", manifest.sections,
+                      " sections, ", HumanBytes(BytesOf(manifest)), ", digest ",
+                      manifest.digest.Hex());
+}
+
 absl::StatusOr<int> Export(const TransferOptions& options) {
   SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
   SH_ASSIGN_OR_RETURN(const ExportManifest manifest,
                       ExportJob(*cache, options.job, options.folder));
   PrintText(options.format == OutputFormat::kTable
-                ? absl::StrCat(options.folder, ": ", manifest.documents, " documents, ",
-                               manifest.sections, " sections, ", HumanBytes(BytesOf(manifest)),
-                               ", digest ", manifest.digest.Hex(), "\n")
+                ? Summary(manifest, options.folder) + "\n"
                 : Render(Describe(manifest, options.folder), options.format));
   return kExitOk;
 }
@@ -72,6 +81,23 @@ absl::StatusOr<int> Import(const TransferOptions& options) {
   json["parts_stored"] = report.stored;
   json["parts_already"] = report.already;
   PrintText(Render(json, options.format));
+  return kExitOk;
+}
+
+absl::StatusOr<int> Convert(const TransferOptions& options) {
+  SH_ASSIGN_OR_RETURN_AT(const auto tokenizer, OpenTokenizer(options.tokenizer), "tokenizer");
+  SH_ASSIGN_OR_RETURN(
+      const auto plain,
+      OpenPlainLogits(options.plain, {.fingerprint = tokenizer->Fingerprint(),
+                                      .vocabulary = static_cast<uint32_t>(tokenizer->size())}));
+  SH_ASSIGN_OR_RETURN(const ExportManifest manifest,
+                      ExportJob(*plain, plain->job(), options.folder));
+  Json json = Describe(manifest, options.folder);
+  json["teacher"] = plain->teacher().Hex();
+  PrintText(options.format == OutputFormat::kTable
+                ? absl::StrCat(Summary(manifest, options.folder), ", teacher ",
+                               plain->teacher().Hex(), "\n")
+                : Render(json, options.format));
   return kExitOk;
 }
 
@@ -108,6 +134,19 @@ void AddCacheTransferVerbs(CLI::App& cache, ChosenVerb& chosen) {
       "damaged.\n"
       "May be run again after it was interrupted. A --dir that is not there is made.\n"
       "Example:\n  coordinatorctl cache import handbook.export --dir cache\n");
+
+  CLI::App* converted =
+      cache.add_subcommand("convert", "Make an export of logits that another program captured");
+  converted->add_option("FOLDER", options->plain, "plain arrays (docs/formats.md)")->required();
+  converted->add_option("--to", options->folder, "folder to make; nothing may be there")
+      ->required();
+  converted->add_option("--tokenizer", options->tokenizer, "model or tokenizer.json of the ids")
+      ->required();
+  AddOutputOption(*converted, &options->format);
+  converted->callback([options, &chosen] { chosen = [options] { return Convert(*options); }; });
+  converted->footer(
+      "tools/import_distillkit.py runs it; `cache import` takes what it makes.\n"
+      "Example:\n  coordinatorctl cache convert plain --to other.export --tokenizer MODEL\n");
 }
 
 }  // namespace stillhouse

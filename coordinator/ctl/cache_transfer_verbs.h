@@ -1,4 +1,4 @@
-// coordinatorctl cache export | import.
+// coordinatorctl cache export | import | convert.
 #pragma once
 
 #include "coordinator/ctl/verb.h"

@@ -21,7 +21,7 @@ constexpr int kObjectsOfAList = 1000;
 // Reads sections in groups and appends them to files of bounded size.
 class SectionsExporter {
  public:
-  SectionsExporter(JobStore& store, ExportFolderWriter& folder, const ExportOptions& options,
+  SectionsExporter(JobSource& store, ExportFolderWriter& folder, const ExportOptions& options,
                    ExportManifest* manifest)
       : store_(store),
         folder_(folder),
@@ -101,7 +101,7 @@ class SectionsExporter {
     return absl::OkStatus();
   }
 
-  JobStore& store_;
+  JobSource& store_;
   ExportFolderWriter& folder_;
   const ExportOptions& options_;
   ExportManifest& manifest_;
@@ -114,7 +114,7 @@ class SectionsExporter {
 };
 
 // Those of the job's teacher, but for what was measured over other plans.
-absl::Status ExportArtefacts(JobStore& store, ExportFolderWriter& folder,
+absl::Status ExportArtefacts(JobSource& store, ExportFolderWriter& folder,
                              ExportManifest* manifest) {
   const std::string prefix = ArtefactObjectName(manifest->job.teacher, "");
   const std::string influence = InfluenceArtefactName(manifest->job.plan);
@@ -133,7 +133,7 @@ absl::Status ExportArtefacts(JobStore& store, ExportFolderWriter& folder,
   }
 }
 
-absl::StatusOr<JobObject> FindJob(JobStore& store, const std::string& name) {
+absl::StatusOr<JobObject> FindJob(JobSource& store, const std::string& name) {
   const auto bytes = store.GetObject(JobObjectName(name));
   if (absl::IsNotFound(bytes.status())) {
     return absl::NotFoundError(
@@ -145,7 +145,7 @@ absl::StatusOr<JobObject> FindJob(JobStore& store, const std::string& name) {
 
 }  // namespace
 
-absl::StatusOr<ExportManifest> ExportJob(JobStore& store, const std::string& job,
+absl::StatusOr<ExportManifest> ExportJob(JobSource& store, const std::string& job,
                                          const std::string& folder, const ExportOptions& options) {
   ExportManifest manifest;
   SH_ASSIGN_OR_RETURN(manifest.job, FindJob(store, job));

@@ -21,7 +21,7 @@ struct ExportOptions {
 // Writes `folder`, whole and synced, or nothing; every part is decoded on its way. NotFound when
 // the cache has no such job, FailedPrecondition when some of it is not captured, AlreadyExists when
 // something is at `folder`, ResourceExhausted when the disk is full.
-absl::StatusOr<ExportManifest> ExportJob(JobStore& store, const std::string& job,
+absl::StatusOr<ExportManifest> ExportJob(JobSource& store, const std::string& job,
                                          const std::string& folder,
                                          const ExportOptions& options = {});
 

@@ -1,4 +1,5 @@
-// JobStore: a cache as exports and imports of jobs see it, be it a directory or behind a server.
+// JobSource, JobStore: a cache as exports and imports of jobs see it, be it a directory or behind a
+// server.
 //
 // Owner: a verb or a test. Blocking; one thread. Durability: what PutObject and Put stored would
 // survive SIGKILL and power loss. Errors: as TeacherCache, ObjectStore and CacheClient.
@@ -16,9 +17,9 @@
 
 namespace stillhouse {
 
-class JobStore {
+class JobSource {
  public:
-  virtual ~JobStore() = default;
+  virtual ~JobSource() = default;
   virtual absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix,
                                                        absl::string_view after, int limit) = 0;
   virtual absl::StatusOr<std::shared_ptr<const std::string>> GetObject(const std::string& name) = 0;
@@ -26,8 +27,11 @@ class JobStore {
   virtual absl::StatusOr<std::vector<std::optional<Part>>> GetParts(
       const std::vector<PartKey>& keys) = 0;
   virtual absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) = 0;
-  virtual absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) = 0;
+};
 
+class JobStore : public JobSource {
+ public:
+  virtual absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) = 0;
   // Idempotent; AlreadyExists when other bytes have the name.
   virtual absl::Status PutObject(const std::string& name,
                                  std::shared_ptr<const std::string> bytes) = 0;

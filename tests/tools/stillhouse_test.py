@@ -1,0 +1,154 @@
+"""tools/stillhouse.py against the C++ encoders and decoders: stillhouse_test.py WRITE_EXPORT COORDINATORCTL.
+
+Exit code 77, which ctest shows as skipped, where this Python has no numpy.
+"""
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+from contextlib import redirect_stderr, redirect_stdout
+
+try:
+    import numpy as np
+except ImportError:
+    print("skipped: %s has no numpy (`make deps` brings one)" % sys.executable)
+    sys.exit(77)
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
+sys.path.insert(0, os.path.join(ROOT, "tools"))
+import stillhouse  # noqa: E402
+
+WRITE_EXPORT, COORDINATORCTL = sys.argv[1:3]
+
+
+class StillhouseTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        subprocess.run([WRITE_EXPORT, cls.folder.name], check=True)
+        cls.path = os.path.join(cls.folder.name, "export")
+        with io.open(os.path.join(cls.folder.name, "expected.json")) as file:
+            cls.expected = json.load(file)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def run_tool(self, *arguments):
+        out, errors = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(errors):
+            code = stillhouse.main(list(arguments))
+        return code, out.getvalue(), errors.getvalue()
+
+    def test_every_value_is_what_cpp_decodes(self):
+        kinds = set()
+        with stillhouse.open(self.path) as export:
+            self.assertEqual(len(export), len(self.expected))
+            for document, expected in zip(export.documents(), self.expected):
+                self.assertEqual(document.key.hex(), expected["key"])
+                self.assertEqual(document.tokens.tolist(), expected["tokens"])
+                self.assertEqual(document.loss_mask.tolist(), expected["loss_mask"])
+                for name in ("domain", "chunk", "held_out"):
+                    self.assertEqual(getattr(document, name), expected[name])
+                self.assertEqual(sorted(document.sections), sorted(expected["sections"]))
+                for canonical, wanted in expected["sections"].items():
+                    section = document.find(canonical)
+                    rows = document.section(canonical)
+                    kinds.add((section.kind, section.name))
+                    self.assertEqual(
+                        hashlib.sha256(stillhouse.canonical_values(section, rows)).hexdigest(), wanted["sha256"],
+                        "%s of document %d" % (canonical, document.index))
+                    for name, values in (wanted["rows"] or {}).items():
+                        np.testing.assert_array_equal(rows[name], np.array(values, dtype=rows[name].dtype))
+        self.assertEqual(len(kinds), 6)
+
+    def test_verify_gives_the_digest(self):
+        with stillhouse.open(self.path) as export:
+            counts = export.verify(decode=True)  # compares the digest with that of the C++ program
+            self.assertEqual(counts["documents"], len(self.expected))
+            self.assertEqual(export.artefact("tokenizer"), b"{}")
+            self.assertGreater(len(export.manifest["files"]), 1)
+
+    def damaged(self, name, change):
+        path = os.path.join(self.path, name)
+        with io.open(path, "rb") as file:
+            good = file.read()
+        bad = bytearray(good)
+        change(bad)
+        try:
+            with io.open(path, "wb") as file:
+                file.write(bad)
+            code, _, errors = self.run_tool("verify", self.path)
+        finally:
+            with io.open(path, "wb") as file:
+                file.write(good)
+        self.assertEqual(code, 7)
+        self.assertEqual(errors.count("\n"), 1)
+        return errors
+
+    def test_damage_is_named(self):
+        def flip(at):
+            def change(data):
+                data[at] ^= 1
+            return change
+
+        self.assertIn("another SHA-256", self.damaged("sections-000000.bin", flip(5000)))
+        self.assertIn("another SHA-256", self.damaged("artefact-000.bin", flip(0)))
+        self.assertIn("cut short", self.damaged("sections-000001.bin", lambda data: data.__delitem__(slice(-8, None))))
+        self.assertIn("no export file", self.damaged("sections-000000.bin", flip(0)))
+        self.assertIn("plan.bin", self.damaged("plan.bin", flip(0)))
+        self.assertIn("MANIFEST.json", self.damaged("MANIFEST.json", flip(0)))
+        path, moved = (os.path.join(self.path, name) for name in ("plan.bin", "moved"))
+        os.rename(path, moved)
+        os.symlink(moved, path)
+        code, _, errors = self.run_tool("verify", self.path)
+        os.unlink(path)
+        os.rename(moved, path)
+        self.assertEqual((code, "plan.bin" in errors), (7, True))
+
+    def test_payloads_are_not_trusted(self):
+        rng = np.random.default_rng(1)
+        with stillhouse.open(self.path) as export:
+            for index in (3, 7):
+                document = export.document(index)
+                for canonical in document.sections:
+                    section = export.specs[canonical]
+                    payload, count = next(iter(export._payloads(document, section)))
+                    for trial in range(30 if len(payload) < 1 << 20 else 3):
+                        bad = bytearray(payload[:rng.integers(1, len(payload))] if trial % 2 else payload)
+                        for at in rng.integers(0, len(bad), 3):
+                            bad[at] ^= 1 << rng.integers(0, 8)
+                        try:
+                            stillhouse.decode(section, bytes(bad), count)
+                        except stillhouse.Damaged:
+                            pass
+
+    def test_command_line(self):
+        self.assertIn("tokenizer", self.run_tool("ls", self.path)[1])
+        self.assertIn("logits/topk?k=24", self.run_tool("stat", self.path, "--seconds", "0.05")[1])
+        self.assertIn("whole", self.run_tool("verify", self.path)[1])
+        line = json.loads(self.run_tool("dump", self.path, "--document", "0", "--section", "stats")[1])
+        self.assertEqual(line["tokens"], self.expected[0]["tokens"])
+        self.assertEqual(self.run_tool("dump", self.path, "--document", "0", "--section", "x")[0], 3)
+        self.assertEqual(self.run_tool("ls", os.path.join(self.path, "none"))[0], 7)
+
+    def test_a_job_of_a_cache_directory(self):
+        cache = os.path.join(self.folder.name, "cache")
+        subprocess.run([COORDINATORCTL, "cache", "import", self.path, "--dir", cache], check=True,
+                       stdout=subprocess.DEVNULL)
+        with stillhouse.open_job("test", directory=cache, program=COORDINATORCTL) as export:
+            with stillhouse.open(self.path) as first:
+                self.assertEqual(export.manifest, first.manifest)
+            self.assertEqual(os.path.dirname(os.path.dirname(export.folder)), self.folder.name)
+        self.assertFalse(os.path.exists(export.folder))
+        with self.assertRaisesRegex(RuntimeError, "no job other"):
+            stillhouse.open_job("other", directory=cache, program=COORDINATORCTL)
+        self.assertEqual(sorted(os.listdir(self.folder.name)), ["cache", "expected.json", "export"])
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
