@@ -301,7 +301,7 @@ def main(arguments=None):
     parser.add_argument("dataset", metavar="DATASET", help="Parquet file, or folder of them")
     parser.add_argument("--label", required=True, help="the teacher, in your words; part of its identity")
     parser.add_argument("--revision", required=True, help="which state of it; part of its identity")
-    parser.add_argument("--tokenizer", required=True, help="model or tokenizer.json that gave the input_ids")
+    parser.add_argument("--tokenizer", required=True, help="model, or folder of its tokenizer.json")
     parser.add_argument("--to", required=True, help="export to make; nothing may be there")
     parser.add_argument("--name", default="distillkit", help="of the job: a-z, 0-9, _ and -")
     parser.add_argument("--config", help="the capture's configuration; default: compression_config.yaml in DATASET")

@@ -588,7 +588,7 @@ class _SectionFile:
         magic, version, header, count, _ = _HEADER.unpack_from(data)
         _need(magic == b"SHEXPT\r\n" and version == VERSION, "%s is no export file of version %d" % (name, VERSION))
         index, records, size, _, end = _FOOTER.unpack_from(data, len(data) - _FOOTER.size)
-        _need(end == b"SHEXEND\n" and size == len(data) and header <= index and
+        _need(end == b"SHEXEND\n" and size == len(data) and header <= min(index, 1 << 20) and
               index + records * _INDEX.itemsize + _FOOTER.size == size, "%s is cut short" % name)
         found, at = [], _HEADER.size
         for _ in range(min(count, 1000)):

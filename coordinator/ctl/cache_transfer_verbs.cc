@@ -140,7 +140,7 @@ void AddCacheTransferVerbs(CLI::App& cache, ChosenVerb& chosen) {
   converted->add_option("FOLDER", options->plain, "plain arrays (docs/formats.md)")->required();
   converted->add_option("--to", options->folder, "folder to make; nothing may be there")
       ->required();
-  converted->add_option("--tokenizer", options->tokenizer, "model or tokenizer.json of the ids")
+  converted->add_option("--tokenizer", options->tokenizer, "model, or folder of its tokenizer.json")
       ->required();
   AddOutputOption(*converted, &options->format);
   converted->callback([options, &chosen] { chosen = [options] { return Convert(*options); }; });

@@ -50,9 +50,10 @@ absl::StatusOr<Description> ReadDescription(const ExportFolderReader& folder) {
     return malformed("it does not describe plain logits of version 1");
   }
   Description description;
-  for (auto [key, text] : {std::pair("name", &description.name),
-                           {"label", &description.label},
-                           {"revision", &description.revision}}) {
+  const std::pair<const char*, std::string*> texts[] = {{"name", &description.name},
+                                                        {"label", &description.label},
+                                                        {"revision", &description.revision}};
+  for (const auto& [key, text] : texts) {
     const auto it = json.find(key);
     if (it == json.end() || !it->is_string()) return malformed(absl::StrCat(key, " is missing"));
     *text = it->get<std::string>();

@@ -9,7 +9,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
+import unittest.mock
 from contextlib import redirect_stderr, redirect_stdout
 
 try:
@@ -23,6 +25,43 @@ sys.path.insert(0, os.path.join(ROOT, "tools"))
 import stillhouse  # noqa: E402
 
 WRITE_EXPORT, COORDINATORCTL = sys.argv[1:3]
+
+
+class GoldenTest(unittest.TestCase):
+    """The bytes that tests/storage holds the C++ encoders to."""
+
+    def decode(self, canonical, payload, rows):
+        return stillhouse.decode(stillhouse.Section(canonical), bytes.fromhex(payload), rows)
+
+    def test_stats(self):
+        rows = self.decode("stats", "01000e00180009000080c0090e00180000200200100700ffbf0000ff7f0d0018000200ffcf08"
+                                    "11000c0100009003", 3)
+        self.assertEqual(rows["entropy"].tolist(), [1.5, 2.25, 0])
+        self.assertEqual(rows["top1_id"].tolist(), [7, 49151, 0])
+        self.assertEqual(rows["next_logprob"].tolist(), [-0.5, -17.25, -3])
+
+    def test_sampled(self):
+        rows = self.decode("logits/sampled?draws=5", "04040501cd85c4737ff53f", 3)
+        self.assertEqual(rows["offsets"].tolist(), [0, 3, 4, 6])
+        self.assertEqual(rows["ids"].tolist(), [3, 10, 49151, 0, 3, 10])
+        self.assertEqual(rows["counts"].tolist(), [1, 3, 1, 5, 1, 4])
+
+    def test_top(self):
+        rows = self.decode("logits/topk?k=3", "05040702b5c6dedba6d87ff53f0a13f807", 2)
+        self.assertEqual(rows["offsets"].tolist(), [0, 3, 5])
+        self.assertEqual(rows["ids"].tolist(), [3, 10, 49151, 0, 3])
+        self.assertEqual((rows["logprobs"][:3].tobytes() + rows["residual"][:1].tobytes()).hex(),
+                         "719708bf719770bfee12a9c0ee1281c0")
+
+    def test_hidden(self):
+        self.assertEqual(self.decode("hidden/last?hidden_size=1&dtype=bf16", "0300c0", 1)["values"].tolist(), [[-2]])
+        rows = self.decode("hidden/3?hidden_size=3&dtype=int8", "06803f00007fff00000000", 2)
+        self.assertEqual(rows["values"].tolist(), [[127, -1, 0], [0, 0, 0]])
+
+    def test_names_that_are_unknown_are_refused(self):
+        for canonical in ("", "stats?x=1", "logits/sampled", "logits/sampled?draws=0", "logits/topk?k=x", "other"):
+            with self.assertRaises(stillhouse.Damaged):
+                stillhouse.Section(canonical)
 
 
 class StillhouseTest(unittest.TestCase):
@@ -65,6 +104,17 @@ class StillhouseTest(unittest.TestCase):
                     for name, values in (wanted["rows"] or {}).items():
                         np.testing.assert_array_equal(rows[name], np.array(values, dtype=rows[name].dtype))
         self.assertEqual(len(kinds), 6)
+
+    def test_tensors_where_asked_for(self):
+        torch = types.SimpleNamespace(from_numpy=lambda array: ("tensor", array))
+        with stillhouse.open(self.path) as export:
+            document = export.document(1)
+            arrays = document.section("logits/sampled?draws=50")
+            with unittest.mock.patch.dict(sys.modules, torch=torch):
+                tensors = document.section("logits/sampled?draws=50", torch=True)
+            for name, (kind, array) in tensors.items():
+                self.assertEqual((kind, array.dtype == np.uint16, array.flags.writeable), ("tensor", False, True))
+                np.testing.assert_array_equal(array, arrays[name])
 
     def test_verify_gives_the_digest(self):
         with stillhouse.open(self.path) as export:
