@@ -832,9 +832,9 @@ def _stat(export, options):
             for payload, count in export._payloads(document, section):
                 size += len(payload)
                 if spent < options.seconds:
-                    begin = time.perf_counter()
+                    begin = time.process_time()
                     decode(section, payload, count)
-                    spent += time.perf_counter() - begin
+                    spent += time.process_time() - begin
                     decoded += count
         print("%-40s %9d %12d %14d %10d" % (name, documents, rows, size, decoded / spent if spent else 0))
 
@@ -868,7 +868,7 @@ def main(arguments=None):
         added.add_argument("export", metavar="EXPORT", help="folder that `coordinatorctl cache export` wrote")
         added.set_defaults(function=function)
         if verb == "stat":
-            added.add_argument("--seconds", type=float, default=1, help="of decoding, a section")
+            added.add_argument("--seconds", type=float, default=1, help="of processor time, a section")
         if verb == "verify":
             added.add_argument("--decode", action="store_true", help="decode every value and compare the digest")
         if verb == "dump":

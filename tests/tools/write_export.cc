@@ -31,7 +31,7 @@ JobObject Job(const Digest& plan) {
   const SectionSpec top_k = {.kind = SectionKind::kLogitsTopK, .k = 24};
   const SectionSpec top_p = {.kind = SectionKind::kLogitsTopP, .k = 100, .p_millionths = 950'000};
   const SectionSpec few_draws = {.kind = SectionKind::kLogitsSampled, .draws = 3};
-  const SectionSpec many_draws = {.kind = SectionKind::kLogitsSampled, .draws = 300};
+  const SectionSpec many_draws = {.kind = SectionKind::kLogitsSampled, .draws = 200};
   return {"test",
           plan,
           TestTeacher(),
@@ -51,7 +51,7 @@ std::shared_ptr<const std::string> PlanBytes() {
                                      .seed = 1,
                                      .domains = {"prose", "verse"}});
   std::vector<bool> held_out;
-  for (const uint32_t length : {2, 3, 20, 70, 150, 400, 2, 34, 40}) {
+  for (const uint32_t length : {2, 3, 20, 70, 150, 300, 2, 18, 40}) {
     const auto d = static_cast<uint32_t>(held_out.size());
     std::vector<int32_t> tokens(length);
     std::vector<uint8_t> mask(length);
