@@ -1,113 +1,74 @@
 #include "storage/codec.h"
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
 #include "common/byte_io.h"
 #include "common/status.h"
-#include "storage/bit_io.h"
 #include "storage/codec/payload.h"
+#include "storage/codec/top_tokens.h"
 
 namespace stillhouse {
 namespace {
 
-constexpr double kStatsScale = 4096;  // 1 / (2 kStatsErrorMax)
-constexpr int kStatsWidthMax = 40;    // bits of a column
-constexpr int kStatsColumns = 5;
-
-uint64_t ZigZag(int64_t value) {
-  return (static_cast<uint64_t>(value) << 1) ^ static_cast<uint64_t>(value >> 63);
-}
-int64_t UnZigZag(uint64_t value) {
-  return static_cast<int64_t>(value >> 1) ^ -static_cast<int64_t>(value & 1);
-}
-
-int64_t ToFixed(float value) {
-  SH_CHECK(std::isfinite(value) && std::abs(value) <= kStatsMagnitudeMax, "value ", value);
-  return std::llround(static_cast<double>(value) * kStatsScale);
-}
-float FromFixed(int64_t value) {
-  return static_cast<float>(static_cast<double>(value) / kStatsScale);
-}
-
-// One column: its least value, the width of what is above it, then the rows.
-void EncodeColumn(const std::vector<int64_t>& column, std::string* out) {
-  const auto [least, most] = std::minmax_element(column.begin(), column.end());
-  const int width = std::bit_width(static_cast<uint64_t>(*most - *least));
-  ByteWriter head;
-  head.PutVarint(ZigZag(*least));
-  head.Put<uint8_t>(width);
-  out->append(head.bytes());
-  BitWriter bits(*out);
-  for (const int64_t value : column) bits.Put(static_cast<uint64_t>(value - *least), width);
-  bits.Finish();
-}
-
-absl::Status DecodeColumn(ByteReader* reader, uint32_t row_count, std::vector<int64_t>* column) {
-  uint64_t least = 0;
-  uint8_t width = 0;
-  absl::string_view packed;
-  if (!reader->GetVarint(&least) || !reader->Get(&width))
-    return MalformedPayload("stats", "it is cut short");
-  if (width > kStatsWidthMax || least >= (1ull << kStatsWidthMax)) {
-    return MalformedPayload("stats", "a column is too wide");
-  }
-  if (!reader->GetRaw((static_cast<uint64_t>(row_count) * width + 7) / 8, &packed)) {
-    return MalformedPayload("stats", "it is cut short");
-  }
-  BitReader bits(packed);
-  column->resize(row_count);
-  for (int64_t& value : *column) value = UnZigZag(least) + static_cast<int64_t>(bits.Get(width));
-  if (!bits.AtEnd()) return MalformedPayload("stats", "bits are left over");
-  return absl::OkStatus();
-}
+constexpr char kHiddenSection[] = "hidden states";
 
 bool Bf16IsFinite(uint16_t bits) { return (bits & 0x7f80u) != 0x7f80u; }
 
+absl::StatusOr<std::string> Canonical(const StatsRows& rows) {
+  ByteWriter out;
+  for (size_t row = 0; row < rows.rows(); ++row) {
+    out.Put(rows.entropy[row]);
+    out.Put(rows.logsumexp[row]);
+    out.Put(rows.top1_id[row]);
+    out.Put(rows.top1_logprob[row]);
+    out.Put(rows.next_logprob[row]);
+  }
+  return out.Take();
+}
+
+absl::StatusOr<std::string> Canonical(const SampledRows& rows) {
+  ByteWriter out;
+  for (size_t row = 0; row < rows.rows(); ++row) {
+    out.Put(rows.offsets[row + 1] - rows.offsets[row]);
+    for (uint32_t i = rows.offsets[row]; i < rows.offsets[row + 1]; ++i) {
+      out.Put(rows.ids[i]);
+      out.Put(rows.counts[i]);
+    }
+  }
+  return out.Take();
+}
+
+absl::StatusOr<std::string> Canonical(const TopTokenRows& rows) {
+  ByteWriter out;
+  std::vector<float> values;
+  for (size_t row = 0; row < rows.rows(); ++row) {
+    const double nats = LogProbabilities(rows, row, &values);
+    if (std::abs(nats) > kTopSumErrorMax) {
+      return MalformedPayload("logits/topk or topp", absl::StrCat("the probabilities of row ", row,
+                                                                  " sum to ", std::exp(nats)));
+    }
+    out.Put(rows.offsets[row + 1] - rows.offsets[row]);
+    for (uint32_t i = rows.offsets[row]; i < rows.offsets[row + 1]; ++i) {
+      out.Put(rows.ids[i]);
+      out.Put(values[i - rows.offsets[row]]);
+    }
+    out.Put(values.back());
+  }
+  return out.Take();
+}
+
+absl::StatusOr<std::string> Canonical(const HiddenRows& rows) {
+  if (!std::all_of(rows.values.begin(), rows.values.end(), Bf16IsFinite)) {
+    return MalformedPayload(kHiddenSection, "a value is not finite");
+  }
+  return std::string(reinterpret_cast<const char*>(rows.values.data()),
+                     rows.values.size() * sizeof(uint16_t));
+}
+
 }  // namespace
-
-std::string EncodeStats(const StatsRows& rows, uint32_t begin, uint32_t end) {
-  SH_CHECK(begin < end && end <= rows.rows(), "rows ", begin, " to ", end);
-  std::string out(1, static_cast<char>(CodecId::kStatsFixed));
-  std::vector<int64_t> column(end - begin);
-  const auto add = [&](const auto& values, auto convert) {
-    SH_CHECK(values.size() == rows.rows(), "columns of stats differ in length");
-    std::transform(values.begin() + begin, values.begin() + end, column.begin(), convert);
-    EncodeColumn(column, &out);
-  };
-  add(rows.entropy, ToFixed);
-  add(rows.logsumexp, ToFixed);
-  add(rows.top1_id, [](int32_t id) { return static_cast<int64_t>(id); });
-  add(rows.top1_logprob, ToFixed);
-  add(rows.next_logprob, ToFixed);
-  return out;
-}
-
-absl::Status DecodeStats(absl::string_view payload, uint32_t row_count, StatsRows* rows) {
-  SH_RETURN_IF_ERROR(TakeCodec("stats", CodecId::kStatsFixed, &payload));
-  // A column of equal values takes no bits at all, so the payload does not bound the rows.
-  if (row_count > SectionSpec{}.RowsPerPart()) return MalformedPayload("stats", "too many rows");
-  ByteReader reader(payload);
-  std::array<std::vector<int64_t>, kStatsColumns> columns;
-  for (std::vector<int64_t>& column : columns) {
-    SH_RETURN_IF_ERROR(DecodeColumn(&reader, row_count, &column));
-  }
-  if (!reader.AtEnd()) return MalformedPayload("stats", "bytes are left over");
-  for (const int64_t id : columns[2]) {
-    if (id < 0 || id >= kVocabularyMax) return MalformedPayload("stats", absl::StrCat("id ", id));
-  }
-  for (uint32_t row = 0; row < row_count; ++row) {
-    rows->entropy.push_back(FromFixed(columns[0][row]));
-    rows->logsumexp.push_back(FromFixed(columns[1][row]));
-    rows->top1_id.push_back(static_cast<int32_t>(columns[2][row]));
-    rows->top1_logprob.push_back(FromFixed(columns[3][row]));
-    rows->next_logprob.push_back(FromFixed(columns[4][row]));
-  }
-  return absl::OkStatus();
-}
 
 std::string EncodeHidden(const HiddenRows& rows, uint32_t begin, uint32_t end) {
   SH_CHECK(begin < end && end <= rows.rows(), "rows ", begin, " to ", end);
@@ -120,11 +81,11 @@ std::string EncodeHidden(const HiddenRows& rows, uint32_t begin, uint32_t end) {
 
 absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenRows* rows) {
   SH_CHECK(rows->hidden_size > 0);
-  SH_RETURN_IF_ERROR(TakeCodec("hidden/last", CodecId::kHiddenBf16, &payload));
+  SH_RETURN_IF_ERROR(TakeCodec(kHiddenSection, CodecId::kHiddenBf16, &payload));
   const uint64_t values = static_cast<uint64_t>(row_count) * rows->hidden_size;
   if (payload.size() != values * sizeof(uint16_t)) {
-    return MalformedPayload("hidden/last", absl::StrCat(payload.size(), " bytes for ", row_count,
-                                                        " rows of ", rows->hidden_size));
+    return MalformedPayload(kHiddenSection, absl::StrCat(payload.size(), " bytes for ", row_count,
+                                                         " rows of ", rows->hidden_size));
   }
   const size_t before = rows->values.size();
   rows->values.resize(before + values);
@@ -132,47 +93,67 @@ absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenR
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> CanonicalValues(const SectionSpec& spec, absl::string_view payload,
-                                            uint32_t row_count) {
-  ByteWriter out;
+SectionRows NoRows(const SectionSpec& spec) {
   switch (spec.kind) {
-    case SectionKind::kStats: {
-      StatsRows rows;
-      SH_RETURN_IF_ERROR(DecodeStats(payload, row_count, &rows));
-      for (uint32_t row = 0; row < row_count; ++row) {
-        out.Put(rows.entropy[row]);
-        out.Put(rows.logsumexp[row]);
-        out.Put(rows.top1_id[row]);
-        out.Put(rows.top1_logprob[row]);
-        out.Put(rows.next_logprob[row]);
-      }
-      break;
-    }
+    case SectionKind::kStats:
+      return StatsRows{};
     case SectionKind::kLogitsSampled: {
       SampledRows rows;
       rows.draws = spec.draws;
-      SH_RETURN_IF_ERROR(DecodeSampled(payload, row_count, kVocabularyMax, &rows));
-      for (uint32_t row = 0; row < row_count; ++row) {
-        out.Put(rows.offsets[row + 1] - rows.offsets[row]);
-        for (uint32_t i = rows.offsets[row]; i < rows.offsets[row + 1]; ++i) {
-          out.Put(rows.ids[i]);
-          out.Put(rows.counts[i]);
-        }
-      }
-      break;
+      return rows;
     }
-    case SectionKind::kHiddenLast: {
+    case SectionKind::kLogitsTopK:
+    case SectionKind::kLogitsTopP:
+      return TopTokenRows{};
+    case SectionKind::kHiddenLast:
+    case SectionKind::kHiddenLayer: {
       HiddenRows rows;
       rows.hidden_size = spec.hidden_size;
-      SH_RETURN_IF_ERROR(DecodeHidden(payload, row_count, &rows));
-      if (!std::all_of(rows.values.begin(), rows.values.end(), Bf16IsFinite)) {
-        return MalformedPayload("hidden/last", "a value is not finite");
-      }
-      payload.remove_prefix(1);
-      return std::string(payload);
+      return rows;
     }
   }
-  return out.Take();
+  SH_CHECK(false, "section kind ", static_cast<int>(spec.kind));
+}
+
+std::string EncodeSection(const SectionSpec& spec, const SectionRows& rows, uint32_t begin,
+                          uint32_t end) {
+  SH_CHECK(rows.index() == NoRows(spec).index(), "rows of another kind than ", spec.Name());
+  if (const auto* stats = std::get_if<StatsRows>(&rows)) return EncodeStats(*stats, begin, end);
+  if (const auto* sampled = std::get_if<SampledRows>(&rows)) {
+    SH_CHECK(sampled->draws == spec.draws, "rows of ", sampled->draws, " draws");
+    return EncodeSampled(*sampled, begin, end);
+  }
+  if (const auto* top = std::get_if<TopTokenRows>(&rows)) return EncodeTopTokens(*top, begin, end);
+  const auto& hidden = std::get<HiddenRows>(rows);
+  SH_CHECK(hidden.hidden_size == spec.hidden_size, "rows of ", hidden.hidden_size, " values");
+  return spec.dtype == HiddenDtype::kInt8 ? EncodeHiddenInt8(hidden, begin, end)
+                                          : EncodeHidden(hidden, begin, end);
+}
+
+absl::Status DecodeSection(const SectionSpec& spec, absl::string_view payload, uint32_t row_count,
+                           uint32_t vocabulary, SectionRows* rows) {
+  SH_CHECK(rows->index() == NoRows(spec).index(), "rows of another kind than ", spec.Name());
+  if (auto* stats = std::get_if<StatsRows>(rows)) return DecodeStats(payload, row_count, stats);
+  if (auto* sampled = std::get_if<SampledRows>(rows)) {
+    return DecodeSampled(payload, row_count, vocabulary, sampled);
+  }
+  if (auto* top = std::get_if<TopTokenRows>(rows)) {
+    return DecodeTopTokens(payload, row_count, vocabulary, spec.k, top);
+  }
+  auto& hidden = std::get<HiddenRows>(*rows);
+  return spec.dtype == HiddenDtype::kInt8 ? DecodeHiddenInt8(payload, row_count, &hidden)
+                                          : DecodeHidden(payload, row_count, &hidden);
+}
+
+absl::StatusOr<std::string> CanonicalValues(const SectionSpec& spec, absl::string_view payload,
+                                            uint32_t row_count) {
+  SectionRows rows = NoRows(spec);
+  SH_RETURN_IF_ERROR(DecodeSection(spec, payload, row_count, kVocabularyMax, &rows));
+  return CanonicalValues(rows);
+}
+
+absl::StatusOr<std::string> CanonicalValues(const SectionRows& rows) {
+  return std::visit([](const auto& values) { return Canonical(values); }, rows);
 }
 
 }  // namespace stillhouse

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <string>
+#include <variant>
 
 #include "storage/sections.h"
 
@@ -52,17 +53,32 @@ absl::Status DecodeSampled(absl::string_view payload, uint32_t row_count, uint32
 // REQUIRES: rows->hidden_size is that of the spec.
 absl::Status DecodeHidden(absl::string_view payload, uint32_t row_count, HiddenRows* rows);
 
-// Hidden states in 8 bits: a value is off by at most 0.008 of the largest magnitude among its 64
-// channels, where that is at least 2^-118. REQUIRES: magnitudes are at most kHiddenInt8Max.
+// Hidden states in 8 bits (dtype int8): a value is off by at most 0.008 of the largest magnitude
+// among its 64 channels, where that is at least 2^-118. REQUIRES: magnitudes are at most
+// kHiddenInt8Max.
 inline constexpr float kHiddenInt8Max = 0x1.0p120f;
 std::string EncodeHiddenInt8(const HiddenRows& rows, uint32_t begin, uint32_t end);
 absl::Status DecodeHiddenInt8(absl::string_view payload, uint32_t row_count, HiddenRows* rows,
                               Instructions instructions = Instructions::kBest);
 
+// The rows of a section of any kind. Those of logits/topk and logits/topp have a codec in
+// storage/codec/top_tokens.h.
+using SectionRows = std::variant<StatsRows, SampledRows, TopTokenRows, HiddenRows>;
+// None yet, of the kind that the spec asks for.
+SectionRows NoRows(const SectionSpec& spec);
+// REQUIRES: the rows are of the spec, and what the codec of its kind requires.
+std::string EncodeSection(const SectionSpec& spec, const SectionRows& rows, uint32_t begin,
+                          uint32_t end);
+// Appends to rows of NoRows(spec).
+absl::Status DecodeSection(const SectionSpec& spec, absl::string_view payload, uint32_t row_count,
+                           uint32_t vocabulary, SectionRows* rows);
+
 // The values of a payload in their canonical form, row by row, independent of codec and parts: what
-// digests and comparisons look at (docs/formats.md). DataLoss when the payload is malformed or
-// holds a number that is not finite.
+// digests and comparisons look at (docs/formats.md). DataLoss when the payload is malformed, holds
+// a number that is not finite or a row whose probabilities do not sum to about 1.
 absl::StatusOr<std::string> CanonicalValues(const SectionSpec& spec, absl::string_view payload,
                                             uint32_t row_count);
+// Of rows at hand. DataLoss likewise.
+absl::StatusOr<std::string> CanonicalValues(const SectionRows& rows);
 
 }  // namespace stillhouse

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
@@ -11,8 +12,7 @@
 namespace stillhouse {
 namespace {
 
-constexpr uint32_t kDrawsMax = 65535;          // counts are 16 bits
-constexpr uint32_t kHiddenSizeMax = 1u << 20;  // so that a row fits a part
+constexpr uint32_t kOne = 1'000'000;  // p in millionths
 
 // Bytes of one row as plain numbers.
 uint64_t PlainRowBytes(const SectionSpec& spec) {
@@ -21,17 +21,79 @@ uint64_t PlainRowBytes(const SectionSpec& spec) {
       return 20;
     case SectionKind::kLogitsSampled:
       return 4 + 6ull * spec.draws;
+    case SectionKind::kLogitsTopK:
+    case SectionKind::kLogitsTopP:
+      return 8 + 8ull * spec.k;
     case SectionKind::kHiddenLast:
-      return 2ull * spec.hidden_size;
+    case SectionKind::kHiddenLayer:
+      return 2ull * spec.hidden_size;  // as decoded, whatever the dtype
   }
   SH_CHECK(false, "section kind ", static_cast<int>(spec.kind));
 }
 
-// A decimal without leading zeros in [1, max]: one text for one number, since texts are hashed.
+// A decimal in [0, max] without leading zeros.
 bool ParseNumber(absl::string_view text, uint32_t max, uint32_t* value) {
-  return !text.empty() && text[0] != '0' &&
+  return !text.empty() && (text[0] != '0' || text.size() == 1) &&
          std::all_of(text.begin(), text.end(), absl::ascii_isdigit) &&
          absl::SimpleAtoi(text, value) && *value <= max;
+}
+bool ParsePositive(absl::string_view text, uint32_t max, uint32_t* value) {
+  return ParseNumber(text, max, value) && *value > 0;
+}
+
+// "0." and digits, the last of them not 0.
+bool ParseMillionths(absl::string_view text, uint32_t* millionths) {
+  constexpr size_t kDigits = 6;
+  if (!absl::ConsumePrefix(&text, "0.") || text.empty() || text.size() > kDigits ||
+      text.back() == '0' || !std::all_of(text.begin(), text.end(), absl::ascii_isdigit)) {
+    return false;
+  }
+  const std::string digits = absl::StrCat(text, std::string(kDigits - text.size(), '0'));
+  return absl::SimpleAtoi(digits, millionths);
+}
+std::string FormatMillionths(uint32_t millionths) {
+  std::string digits = absl::StrCat(kOne + millionths).substr(1);
+  digits.erase(digits.find_last_not_of('0') + 1);
+  return absl::StrCat("0.", digits);
+}
+
+// Cuts `text` at the first `mark`; false without one.
+bool CutAt(absl::string_view* text, absl::string_view mark, absl::string_view* before) {
+  const size_t at = text->find(mark);
+  if (at == absl::string_view::npos) return false;
+  *before = text->substr(0, at);
+  text->remove_prefix(at + mark.size());
+  return true;
+}
+
+// What stands behind "hidden/".
+bool ParseHidden(absl::string_view text, SectionSpec* spec) {
+  absl::string_view which, size;
+  if (!CutAt(&text, "?hidden_size=", &which) || !CutAt(&text, "&dtype=", &size)) return false;
+  spec->kind = which == "last" ? SectionKind::kHiddenLast : SectionKind::kHiddenLayer;
+  spec->dtype = text == "int8" ? HiddenDtype::kInt8 : HiddenDtype::kBf16;
+  return (which == "last" || ParseNumber(which, kLayerMax, &spec->layer)) &&
+         ParsePositive(size, kHiddenSizeMax, &spec->hidden_size) &&
+         (text == "bf16" || text == "int8");
+}
+
+bool Parse(absl::string_view text, SectionSpec* spec) {
+  if (text == "stats") return true;
+  if (absl::ConsumePrefix(&text, "logits/sampled?draws=")) {
+    spec->kind = SectionKind::kLogitsSampled;
+    return ParsePositive(text, kDrawsMax, &spec->draws);
+  }
+  if (absl::ConsumePrefix(&text, "logits/topk?k=")) {
+    spec->kind = SectionKind::kLogitsTopK;
+    return ParsePositive(text, kTopMax, &spec->k);
+  }
+  if (absl::ConsumePrefix(&text, "logits/topp?p=")) {
+    spec->kind = SectionKind::kLogitsTopP;
+    absl::string_view p;
+    return CutAt(&text, "&k_max=", &p) && ParseMillionths(p, &spec->p_millionths) &&
+           ParsePositive(text, kTopMax, &spec->k);
+  }
+  return absl::ConsumePrefix(&text, "hidden/") && ParseHidden(text, spec);
 }
 
 }  // namespace
@@ -42,8 +104,14 @@ std::string SectionSpec::Name() const {
       return "stats";
     case SectionKind::kLogitsSampled:
       return "logits/sampled";
+    case SectionKind::kLogitsTopK:
+      return "logits/topk";
+    case SectionKind::kLogitsTopP:
+      return "logits/topp";
     case SectionKind::kHiddenLast:
       return "hidden/last";
+    case SectionKind::kHiddenLayer:
+      return absl::StrCat("hidden/", layer);
   }
   SH_CHECK(false, "section kind ", static_cast<int>(kind));
 }
@@ -55,9 +123,19 @@ std::string SectionSpec::Canonical() const {
     case SectionKind::kLogitsSampled:
       SH_CHECK(draws >= 1 && draws <= kDrawsMax, "draws ", draws);
       return absl::StrCat(Name(), "?draws=", draws);
+    case SectionKind::kLogitsTopK:
+      SH_CHECK(k >= 1 && k <= kTopMax, "k ", k);
+      return absl::StrCat(Name(), "?k=", k);
+    case SectionKind::kLogitsTopP:
+      SH_CHECK(k >= 1 && k <= kTopMax && p_millionths >= 1 && p_millionths < kOne, "k ", k, ", p ",
+               p_millionths);
+      return absl::StrCat(Name(), "?p=", FormatMillionths(p_millionths), "&k_max=", k);
     case SectionKind::kHiddenLast:
-      SH_CHECK(hidden_size >= 1 && hidden_size <= kHiddenSizeMax, "hidden size ", hidden_size);
-      return absl::StrCat(Name(), "?hidden_size=", hidden_size, "&dtype=bf16");
+    case SectionKind::kHiddenLayer:
+      SH_CHECK(hidden_size >= 1 && hidden_size <= kHiddenSizeMax && layer <= kLayerMax,
+               "hidden size ", hidden_size, ", layer ", layer);
+      return absl::StrCat(Name(), "?hidden_size=", hidden_size,
+                          dtype == HiddenDtype::kInt8 ? "&dtype=int8" : "&dtype=bf16");
   }
   SH_CHECK(false, "section kind ", static_cast<int>(kind));
 }
@@ -68,19 +146,11 @@ uint32_t SectionSpec::RowsPerPart() const {
 
 absl::StatusOr<SectionSpec> ParseSectionSpec(absl::string_view canonical) {
   SectionSpec spec;
-  absl::string_view rest = canonical;
-  if (rest == "stats") return spec;
-  if (absl::ConsumePrefix(&rest, "logits/sampled?draws=")) {
-    spec.kind = SectionKind::kLogitsSampled;
-    if (ParseNumber(rest, kDrawsMax, &spec.draws)) return spec;
-  } else if (absl::ConsumePrefix(&rest, "hidden/last?hidden_size=") &&
-             absl::ConsumeSuffix(&rest, "&dtype=bf16")) {
-    spec.kind = SectionKind::kHiddenLast;
-    if (ParseNumber(rest, kHiddenSizeMax, &spec.hidden_size)) return spec;
-  }
+  if (Parse(canonical, &spec)) return spec;
   return absl::InvalidArgumentError(absl::StrCat(
-      "'", canonical.substr(0, 100), "' is no section of this version: expected stats, ",
-      "logits/sampled?draws=N or hidden/last?hidden_size=N&dtype=bf16"));
+      "'", absl::CHexEscape(canonical.substr(0, 100)),
+      "' is no section of this version: expected stats, logits/sampled?draws=N, logits/topk?k=N, ",
+      "logits/topp?p=0.N&k_max=N or hidden/last?hidden_size=N&dtype=bf16 (or hidden/LAYER, int8)"));
 }
 
 Digest SectionKey(const Digest& teacher, const Digest& document, const SectionSpec& spec) {

@@ -14,23 +14,46 @@
 
 namespace stillhouse {
 
-enum class SectionKind : uint8_t { kStats = 1, kLogitsSampled = 2, kHiddenLast = 3 };
+enum class SectionKind : uint8_t {
+  kStats = 1,
+  kLogitsSampled = 2,
+  kHiddenLast = 3,   // after the final norm
+  kLogitsTopK = 4,   // the k most likely ids
+  kLogitsTopP = 5,   // the most likely ids that together have probability p
+  kHiddenLayer = 6,  // the output of one decoder layer
+};
+enum class HiddenDtype : uint8_t { kBf16 = 0, kInt8 = 1 };
 
-// Which section, with everything that changes its values.
+// Which section, with everything that changes its values. Fields that its kind does not use are as
+// they are here.
 struct SectionSpec {
   SectionKind kind = SectionKind::kStats;
-  uint32_t draws = 0;        // kLogitsSampled: categorical draws per row, at T = 1
-  uint32_t hidden_size = 0;  // kHiddenLast: values per row
+  uint32_t draws = 0;         // kLogitsSampled: categorical draws per row, at T = 1
+  uint32_t hidden_size = 0;   // kHidden…: values per row
+  uint32_t k = 0;             // kLogitsTopK, kLogitsTopP: the most ids of a row
+  uint32_t p_millionths = 0;  // kLogitsTopP: p in millionths, above 0 and below 1
+  // kHiddenLayer: the decoder layer whose output this is, with its residual: 0 is the layer that
+  // reads the embeddings, one less than the number of layers is what the final norm reads.
+  uint32_t layer = 0;
+  HiddenDtype dtype = HiddenDtype::kBf16;  // kHidden…
 
-  std::string Name() const;  // "stats", "logits/sampled", "hidden/last"
-  std::string Canonical()
-      const;  // "stats", "logits/sampled?draws=50", "hidden/last?hidden_size=576&dtype=bf16"
+  // "stats", "logits/sampled", "logits/topk", "logits/topp", "hidden/last", "hidden/12"
+  std::string Name() const;
+  // The name and, behind a question mark, "draws=50", "k=64", "p=0.95&k_max=100" or
+  // "hidden_size=576&dtype=bf16". REQUIRES: every field is one that ParseSectionSpec takes.
+  std::string Canonical() const;
   // The rows of every part but the last: the most whose plain form is at most kPartBytesMax. Fixed
   // by the spec, so that a section's parts are known without asking.
   uint32_t RowsPerPart() const;
   friend bool operator==(const SectionSpec&, const SectionSpec&) = default;
 };
+// Canonical texts only: one text for one section, since they are hashed.
 absl::StatusOr<SectionSpec> ParseSectionSpec(absl::string_view canonical);
+
+inline constexpr uint32_t kDrawsMax = 65535;          // counts are 16 bits
+inline constexpr uint32_t kTopMax = 65536;            // k
+inline constexpr uint32_t kHiddenSizeMax = 1u << 20;  // so that a row fits a part
+inline constexpr uint32_t kLayerMax = 9999;
 
 inline constexpr uint64_t kPartBytesMax = 4ull << 20;  // bounds one message and one record
 
@@ -56,7 +79,17 @@ struct SampledRows {
   size_t rows() const { return offsets.size() - 1; }
 };
 
-// [rows, hidden_size] bf16 bits, after the final norm.
+// Row r has ids[offsets[r]..offsets[r+1]), at least one, ascending, with the levels of their
+// log-probabilities (storage/codec/top_tokens.h).
+struct TopTokenRows {
+  std::vector<uint32_t> offsets = {0};
+  std::vector<int32_t> ids;
+  std::vector<uint8_t> levels;
+  std::vector<uint8_t> residual_levels;  // per row: of all other ids together
+  size_t rows() const { return offsets.size() - 1; }
+};
+
+// [rows, hidden_size] bf16 bits.
 struct HiddenRows {
   uint32_t hidden_size = 0;
   std::vector<uint16_t> values;

@@ -247,7 +247,14 @@ absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Pa
         break;
       case SectionKind::kHiddenLast:
         targets.hidden.hidden_size = piece.spec.hidden_size;
-        status = DecodeHidden(parts[i]->payload, piece.rows, &targets.hidden);
+        status = piece.spec.dtype == HiddenDtype::kInt8
+                     ? DecodeHiddenInt8(parts[i]->payload, piece.rows, &targets.hidden)
+                     : DecodeHidden(parts[i]->payload, piece.rows, &targets.hidden);
+        break;
+      case SectionKind::kLogitsTopK:
+      case SectionKind::kLogitsTopP:
+      case SectionKind::kHiddenLayer:
+        status = absl::UnimplementedError("no loss reads it");
         break;
     }
     SH_RETURN_IF_ERROR_AT(status, what);

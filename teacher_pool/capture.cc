@@ -101,6 +101,11 @@ struct DrawnRow {
   std::vector<uint16_t> counts;
 };
 
+absl::Status NotCaptured(const SectionSpec& spec) {
+  return absl::UnimplementedError(
+      absl::StrCat(spec.Canonical(), ": teachers of this version do not capture it"));
+}
+
 }  // namespace
 
 absl::StatusOr<CaptureRequest> MakeCaptureRequest(absl::Span<const SectionSpec> specs,
@@ -121,7 +126,12 @@ absl::StatusOr<CaptureRequest> MakeCaptureRequest(absl::Span<const SectionSpec> 
           return absl::InvalidArgumentError(absl::StrCat(
               spec.Canonical(), ": this teacher's hidden size is ", config.hidden_size));
         }
+        if (spec.dtype != HiddenDtype::kBf16) return NotCaptured(spec);
         break;
+      case SectionKind::kLogitsTopK:
+      case SectionKind::kLogitsTopP:
+      case SectionKind::kHiddenLayer:
+        return NotCaptured(spec);
     }
     if (again) {
       return absl::InvalidArgumentError(

@@ -24,7 +24,7 @@ struct CaptureRequest {
   bool hidden = false;  // hidden/last
 };
 // Of the sections named: InvalidArgument for two of one kind or a hidden size that is not the
-// model's.
+// model's, Unimplemented for one that is not captured.
 absl::StatusOr<CaptureRequest> MakeCaptureRequest(absl::Span<const SectionSpec> specs,
                                                   const ModelConfig& config);
 

@@ -22,6 +22,10 @@ std::string Encode(const CapturedDocument& document, SectionKind kind, uint32_t 
       return EncodeSampled(document.sampled, begin, end);
     case SectionKind::kHiddenLast:
       return EncodeHidden(document.hidden, begin, end);
+    case SectionKind::kLogitsTopK:
+    case SectionKind::kLogitsTopP:
+    case SectionKind::kHiddenLayer:
+      break;  // MakeCaptureRequest refuses them
   }
   SH_CHECK(false, "section kind ", static_cast<int>(kind));
 }

@@ -23,34 +23,44 @@ class LocalSession final : public CacheSession {
  public:
   explicit LocalSession(std::unique_ptr<CacheDirectory> directory)
       : directory_(std::move(directory)),
-        admin_(directory_->sections(), directory_->objects(), plans_) {}
+        admin_(directory_->sections(), directory_->objects(), plans_),
+        jobs_(MakeLocalJobStore(directory_->sections(), directory_->objects())) {}
 
   absl::StatusOr<CacheStat> Stat() override { return admin_.Stat(); }
-  absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix, absl::string_view after,
-                                               int limit) override {
-    return admin_.List(prefix, after, limit);
-  }
-  absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) override {
-    return admin_.DigestOfJob(job);
-  }
-  absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) override {
-    return admin_.UsageOfJob(job);
-  }
   absl::StatusOr<VerifyStep> Verify(const std::string& after) override {
     return admin_.Verify(after, kVerifyStepRecords);
   }
+  absl::Status Close() override { return directory_->Close(); }
+  absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix, absl::string_view after,
+                                               int limit) override {
+    return jobs_->List(prefix, after, limit);
+  }
+  absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) override {
+    return jobs_->DigestOfJob(job);
+  }
+  absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) override {
+    return jobs_->UsageOfJob(job);
+  }
   absl::StatusOr<std::shared_ptr<const std::string>> GetObject(const std::string& name) override {
-    return directory_->objects().Get(name);
+    return jobs_->GetObject(name);
   }
   absl::StatusOr<std::vector<std::optional<Part>>> GetParts(
       const std::vector<PartKey>& keys) override {
-    return directory_->sections().Get(keys, std::numeric_limits<uint64_t>::max());
+    return jobs_->GetParts(keys);
+  }
+  absl::Status PutObject(const std::string& name,
+                         std::shared_ptr<const std::string> bytes) override {
+    return jobs_->PutObject(name, std::move(bytes));
+  }
+  absl::StatusOr<std::vector<PutCounts>> Put(std::vector<PutItem> items) override {
+    return jobs_->Put(std::move(items));
   }
 
  private:
   std::unique_ptr<CacheDirectory> directory_;
   PlanCache plans_;
   CacheAdmin admin_;
+  std::unique_ptr<JobStore> jobs_;
 };
 
 UsageShare ShareOf(const pb::DuResponse::Share& share) {
@@ -95,6 +105,15 @@ class RemoteSession final : public CacheSession {
     return CallAndWait<std::vector<std::optional<Part>>>(
         loop_, [&](auto done) { client_->Get(keys, std::move(done)); });
   }
+  absl::Status PutObject(const std::string& name,
+                         std::shared_ptr<const std::string> bytes) override {
+    return CallAndWait<StoreAck>(
+               loop_,
+               [&](auto done) { client_->PutObject(name, std::move(bytes), {}, std::move(done)); })
+        .status();
+  }
+  absl::StatusOr<std::vector<PutCounts>> Put(std::vector<PutItem> items) override;
+  absl::Status Close() override { return absl::OkStatus(); }
 
  private:
   RemoteSession() = default;
@@ -183,25 +202,58 @@ absl::StatusOr<VerifyStep> RemoteSession::Verify(const std::string& after) {
                     response.next()};
 }
 
-absl::StatusOr<std::unique_ptr<CacheSession>> OpenDirectory(const std::string& path) {
-  SH_ASSIGN_OR_RETURN(auto directory, CacheDirectory::Open({.path = path, .read_only = true}));
+// All at once, so that the server stores them with few syncs.
+absl::StatusOr<std::vector<PutCounts>> RemoteSession::Put(std::vector<PutItem> items) {
+  struct Waiting {
+    std::vector<PutCounts> counts;
+    absl::Status status;
+    size_t left = 0;
+  };
+  if (items.empty()) return std::vector<PutCounts>();
+  const auto waiting = std::make_shared<Waiting>();
+  waiting->counts.resize(items.size());
+  waiting->left = items.size();
+  return CallAndWait<std::vector<PutCounts>>(loop_, [&](auto done) {
+    const auto told = std::make_shared<decltype(done)>(std::move(done));
+    for (size_t i = 0; i < items.size(); ++i) {
+      client_->Put(std::move(items[i].parts), std::move(items[i].provenance),
+                   [waiting, told, i](absl::StatusOr<StoreAck> ack) {
+                     if (ack.ok()) {
+                       waiting->counts[i] = {ack->stored, ack->already, ack->mismatched};
+                     } else {
+                       waiting->status.Update(ack.status());
+                     }
+                     if (--waiting->left > 0) return;
+                     if (!waiting->status.ok()) return (*told)(waiting->status);
+                     (*told)(std::move(waiting->counts));
+                   });
+    }
+  });
+}
+
+absl::StatusOr<std::unique_ptr<CacheSession>> OpenDirectory(const std::string& path,
+                                                            CacheAccess access) {
+  SH_ASSIGN_OR_RETURN(
+      auto directory,
+      CacheDirectory::Open({.path = path, .read_only = access == CacheAccess::kRead}));
   return std::make_unique<LocalSession>(std::move(directory));
 }
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice& choice) {
+absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice& choice,
+                                                               CacheAccess access) {
   const bool coordinator = !choice.coordinator.file.empty() || !choice.coordinator.recipe.empty();
   if (!choice.directory.empty() + !choice.server.empty() + coordinator > 1) {
     return absl::InvalidArgumentError(
         "choose one cache: --dir, --server, --coordinator or --recipe");
   }
-  if (!choice.directory.empty()) return OpenDirectory(choice.directory);
+  if (!choice.directory.empty()) return OpenDirectory(choice.directory, access);
   if (!choice.server.empty()) return RemoteSession::Connect(choice.server);
   const auto found = FindCoordinator(choice.coordinator);
   if (absl::IsUnavailable(found.status()) && !choice.coordinator.recipe.empty()) {
     SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(choice.coordinator.recipe));
-    return OpenDirectory(recipe.cache_directory);
+    return OpenDirectory(recipe.cache_directory, access);
   }
   SH_RETURN_IF_ERROR(found.status());
   if (found->file.cache.empty()) {

@@ -1,19 +1,18 @@
 // CacheSession: a cache to ask questions of, whoever holds it: a server, or nobody (then its
 // directory).
 //
-// Owner: one verb. Blocking; one thread. Asking a directory takes a shared lock and no incarnation.
+// Owner: one verb. Blocking; one thread. Asking a directory takes a shared lock and no incarnation;
+// writing into it takes what a server takes.
 #pragma once
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "coordinator/ctl/connection.h"
-#include "storage/part.h"
 #include "storage/service/cache_admin.h"
+#include "storage/service/job_store.h"
 
 namespace stillhouse {
 
@@ -25,22 +24,21 @@ struct CacheChoice {
   CoordinatorChoice coordinator;
 };
 
-class CacheSession {
+class CacheSession : public JobStore {
  public:
-  virtual ~CacheSession() = default;
   virtual absl::StatusOr<CacheStat> Stat() = 0;
-  virtual absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix,
-                                                       absl::string_view after, int limit) = 0;
-  virtual absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) = 0;
-  virtual absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) = 0;
   virtual absl::StatusOr<VerifyStep> Verify(const std::string& after) = 0;
-  virtual absl::StatusOr<std::shared_ptr<const std::string>> GetObject(const std::string& name) = 0;
-  virtual absl::StatusOr<std::vector<std::optional<Part>>> GetParts(
-      const std::vector<PartKey>& keys) = 0;
+  // Leaves a directory as a server leaves it; else without effect. REQUIRES: nothing follows.
+  virtual absl::Status Close() = 0;
 };
 
+enum class CacheAccess {
+  kRead,   // a bug to write
+  kWrite,  // makes the directory if need be; FailedPrecondition when anybody else has it open
+};
 // InvalidArgument unless exactly one is chosen. FailedPrecondition when a server holds the
 // directory; Unavailable when no server answers.
-absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice& choice);
+absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(
+    const CacheChoice& choice, CacheAccess access = CacheAccess::kRead);
 
 }  // namespace stillhouse

@@ -12,10 +12,13 @@
 #include "common/status.h"
 #include "common/tensor_view.h"
 #include "coordinator/ctl/cache_session.h"
+#include "coordinator/ctl/cache_transfer_verbs.h"
 #include "coordinator/ctl/output.h"
 #include "dataset/plan.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 #include "storage/service/cache_client.h"
+#include "storage/subsumption.h"
 
 namespace stillhouse {
 namespace {
@@ -196,60 +199,65 @@ absl::Status WriteOut(const CacheOptions& options, absl::string_view bytes) {
   return WriteFileAtomically(options.out, bytes);
 }
 
-absl::StatusOr<SectionSpec> SpecNamed(const std::vector<SectionSpec>& specs,
-                                      const std::string& name) {
+// Of a document's sections the one of that name, or one that serves the canonical name given.
+absl::StatusOr<ServedSection> SectionNamed(const std::vector<SectionSpec>& specs,
+                                           const std::string& name) {
   std::string known;
   for (const SectionSpec& spec : specs) {
-    if (spec.Name() == name || spec.Canonical() == name) return spec;
-    absl::StrAppend(&known, known.empty() ? "" : ", ", spec.Name());
+    if (spec.Name() == name) return ServedSection{spec, spec};
+    absl::StrAppend(&known, known.empty() ? "" : ", ", spec.Canonical());
+  }
+  if (const auto want = ParseSectionSpec(name); want.ok()) {
+    const auto served = ResolveSections(specs, {*want});
+    if (served.ok()) return served->front();
   }
   return absl::NotFoundError(
       absl::StrCat("this document has no section '", name, "'; it has: ", known));
 }
 
-absl::Status AppendDecoded(const SectionSpec& spec, const Part& part, Json* json) {
-  switch (spec.kind) {
-    case SectionKind::kStats: {
-      StatsRows rows;
-      SH_RETURN_IF_ERROR(DecodeStats(part.payload, part.row_count, &rows));
-      const auto append = [json](const char* name, const auto& values) {
-        for (const auto value : values) (*json)[name].push_back(value);
-      };
-      append("entropy", rows.entropy);
-      append("logsumexp", rows.logsumexp);
-      append("top1_id", rows.top1_id);
-      append("top1_logprob", rows.top1_logprob);
-      append("next_logprob", rows.next_logprob);
-      return absl::OkStatus();
-    }
-    case SectionKind::kLogitsSampled: {
-      SampledRows rows;
-      rows.draws = spec.draws;
-      SH_RETURN_IF_ERROR(DecodeSampled(part.payload, part.row_count, kVocabularyMax, &rows));
-      for (size_t row = 0; row < rows.rows(); ++row) {
-        const uint32_t begin = rows.offsets[row], end = rows.offsets[row + 1];
-        (*json)["ids"].push_back(
-            std::vector<int32_t>(rows.ids.begin() + begin, rows.ids.begin() + end));
-        (*json)["counts"].push_back(
-            std::vector<uint16_t>(rows.counts.begin() + begin, rows.counts.begin() + end));
-      }
-      return absl::OkStatus();
-    }
-    case SectionKind::kHiddenLast: {
-      HiddenRows rows;
-      rows.hidden_size = spec.hidden_size;
-      SH_RETURN_IF_ERROR(DecodeHidden(part.payload, part.row_count, &rows));
-      for (size_t row = 0; row < rows.rows(); ++row) {
-        Json values = Json::array();
-        for (uint32_t i = 0; i < spec.hidden_size; ++i) {
-          values.push_back(Bf16ToFloat(rows.values[row * spec.hidden_size + i]));
-        }
-        (*json)["values"].push_back(std::move(values));
-      }
-      return absl::OkStatus();
-    }
+void AppendJson(const StatsRows& rows, Json* json) {
+  const auto append = [json](const char* name, const auto& values) {
+    for (const auto value : values) (*json)[name].push_back(value);
+  };
+  append("entropy", rows.entropy);
+  append("logsumexp", rows.logsumexp);
+  append("top1_id", rows.top1_id);
+  append("top1_logprob", rows.top1_logprob);
+  append("next_logprob", rows.next_logprob);
+}
+
+// Of ids and what goes with each of them, those of one row.
+template <typename T>
+std::vector<T> OfRow(const std::vector<T>& values, const std::vector<uint32_t>& offsets,
+                     size_t row) {
+  return {values.begin() + offsets[row], values.begin() + offsets[row + 1]};
+}
+
+void AppendJson(const SampledRows& rows, Json* json) {
+  for (size_t row = 0; row < rows.rows(); ++row) {
+    (*json)["ids"].push_back(OfRow(rows.ids, rows.offsets, row));
+    (*json)["counts"].push_back(OfRow(rows.counts, rows.offsets, row));
   }
-  return absl::OkStatus();
+}
+
+void AppendJson(const TopTokenRows& rows, Json* json) {
+  for (size_t row = 0; row < rows.rows(); ++row) {
+    std::vector<float> values = LogProbabilities(rows, row);
+    (*json)["ids"].push_back(OfRow(rows.ids, rows.offsets, row));
+    (*json)["residual_logprob"].push_back(values.back());
+    values.pop_back();
+    (*json)["logprobs"].push_back(std::move(values));
+  }
+}
+
+void AppendJson(const HiddenRows& rows, Json* json) {
+  for (size_t row = 0; row < rows.rows(); ++row) {
+    Json values = Json::array();
+    for (uint32_t i = 0; i < rows.hidden_size; ++i) {
+      values.push_back(Bf16ToFloat(rows.values[row * rows.hidden_size + i]));
+    }
+    (*json)["values"].push_back(std::move(values));
+  }
 }
 
 absl::StatusOr<int> GetSection(const CacheOptions& options, CacheSession& cache) {
@@ -263,31 +271,35 @@ absl::StatusOr<int> GetSection(const CacheOptions& options, CacheSession& cache)
   }
   const PlanDocument document = plan->document(static_cast<uint32_t>(options.document));
   const bool held_out = plan->chunk(document.chunk).held_out;
-  SH_ASSIGN_OR_RETURN(const SectionSpec spec,
-                      SpecNamed(held_out ? job.held_out_sections : job.sections, options.section));
+  SH_ASSIGN_OR_RETURN(
+      const ServedSection served,
+      SectionNamed(held_out ? job.held_out_sections : job.sections, options.section));
+  const SectionSpec& spec = served.have;
   const Digest key = SectionKey(job.teacher, document.key, spec);
   SH_ASSIGN_OR_RETURN(const auto parts, cache.GetParts(PartKeysOf(key, spec, document.rows())));
-  Json json = {{"job", job.name},
-               {"document", options.document},
-               {"document_key", document.key.Hex()},
-               {"section", spec.Canonical()},
-               {"section_key", key.Hex()},
-               {"rows", document.rows()}};
-  std::string values;
+  SectionRows rows = NoRows(spec);
   for (const std::optional<Part>& part : parts) {
     if (!part.has_value()) {
       return absl::NotFoundError(
           absl::StrCat(spec.Name(), " of document ", options.document, " is not captured yet"));
     }
-    if (options.raw) {
-      SH_ASSIGN_OR_RETURN(const std::string canonical,
-                          CanonicalValues(spec, part->payload, part->row_count));
-      values += canonical;
-    } else {
-      SH_RETURN_IF_ERROR(AppendDecoded(spec, *part, &json));
-    }
+    SH_RETURN_IF_ERROR(DecodeSection(spec, part->payload, part->row_count, kVocabularyMax, &rows));
   }
-  SH_RETURN_IF_ERROR(WriteOut(options, options.raw ? values : json.dump() + "\n"));
+  rows = AsWanted(served, std::move(rows));
+  if (options.raw) {
+    SH_ASSIGN_OR_RETURN(const std::string values, CanonicalValues(rows));
+    SH_RETURN_IF_ERROR(WriteOut(options, values));
+    return kExitOk;
+  }
+  Json json = {{"job", job.name},
+               {"document", options.document},
+               {"document_key", document.key.Hex()},
+               {"section", served.want.Canonical()},
+               {"section_key", key.Hex()},
+               {"rows", document.rows()}};
+  if (served.have != served.want) json["served_by"] = served.have.Canonical();
+  std::visit([&json](const auto& values) { AppendJson(values, &json); }, rows);
+  SH_RETURN_IF_ERROR(WriteOut(options, json.dump() + "\n"));
   return kExitOk;
 }
 
@@ -339,7 +351,9 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
       AddVerb(cache, chosen, "get", "Write a section of a document, or an object", Get, options);
   get->add_option("JOB", options->job, "job whose plan numbers the documents");
   get->add_option("--document", options->document, "number of the document in the plan");
-  get->add_option("--section", options->section, "stats, logits/sampled or hidden/last");
+  get->add_option(
+      "--section", options->section,
+      "stats, logits/sampled, hidden/last, …, or a canonical name, as logits/topk?k=32");
   get->add_option("--object", options->object, "an object by its name");
   get->add_flag("--raw", options->raw, "canonical values as bytes (docs/formats.md), not JSON");
   get->add_option("--out", options->out, "file to write; default: standard output");
@@ -363,6 +377,8 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
   du->add_option("JOB", options->job, "job")->required();
   AddOutputOption(*du, &options->format);
   du->footer("Example:\n  coordinatorctl cache du handbook --dir cache -o json\n");
+
+  AddCacheTransferVerbs(*cache, chosen);
 }
 
 }  // namespace stillhouse

@@ -1,4 +1,4 @@
-// coordinatorctl cache ls | stat | get | verify | digest | du.
+// coordinatorctl cache ls | stat | get | verify | digest | du, and those of cache_transfer_verbs.h.
 #pragma once
 
 #include "coordinator/ctl/verb.h"

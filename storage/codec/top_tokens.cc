@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <functional>
 #include <limits>
 #include <numeric>
 
@@ -16,7 +18,7 @@ namespace {
 
 using Wide = unsigned __int128;
 
-constexpr char kSection[] = "logits/topk";
+constexpr char kSection[] = "logits/topk or topp";
 constexpr int kLevels = 256;
 constexpr int kLowBits = 4;  // of a level, nearly uniform
 constexpr int kOneBits = 40;
@@ -158,7 +160,58 @@ uint8_t LevelOf(double logprob) {
   return LevelOfFixed(static_cast<int64_t>(nats * static_cast<double>(kOne)));
 }
 
+void AppendTopRow(absl::Span<const float> logprobs, const TopRule& rule, TopTokenRows* rows) {
+  SH_CHECK(rule.k > 0 && !logprobs.empty());
+  struct Candidate {
+    uint8_t level;
+    int32_t id;
+    auto operator<=>(const Candidate&) const = default;
+  };
+  const size_t count = std::min<size_t>(rule.k, logprobs.size());
+  std::vector<float> sorted(logprobs.begin(), logprobs.end());
+  const auto least = sorted.begin() + static_cast<int64_t>(count) - 1;
+  std::nth_element(sorted.begin(), least, sorted.end(), std::greater<>());
+  const uint8_t cut = LevelOf(*least);  // every id of a lower level is among the first `count`
+  std::vector<Candidate> candidates;
+  for (size_t id = 0; id < logprobs.size(); ++id) {
+    const uint8_t level = LevelOf(logprobs[id]);
+    if (level <= cut) candidates.push_back({level, static_cast<int32_t>(id)});
+  }
+  const auto end = candidates.begin() + static_cast<int64_t>(count);
+  std::partial_sort(candidates.begin(), end, candidates.end());
+  candidates.erase(end, candidates.end());
+  double taken = 0;
+  size_t ids = 0;
+  while (ids < count && (ids == 0 || taken < rule.p)) {
+    taken += std::exp(static_cast<double>(logprobs[candidates[ids++].id]));
+  }
+  candidates.resize(ids);
+  std::sort(candidates.begin(), candidates.end(),
+            [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  double rest = 0;
+  size_t next = 0;
+  for (size_t id = 0; id < logprobs.size(); ++id) {
+    if (next < ids && static_cast<size_t>(candidates[next].id) == id) {
+      ++next;
+    } else {
+      rest += std::exp(static_cast<double>(logprobs[id]));
+    }
+  }
+  for (const Candidate& candidate : candidates) {
+    rows->ids.push_back(candidate.id);
+    rows->levels.push_back(candidate.level);
+  }
+  rows->offsets.push_back(static_cast<uint32_t>(rows->ids.size()));
+  rows->residual_levels.push_back(LevelOf(std::log(rest)));
+}
+
 std::vector<float> LogProbabilities(const TopTokenRows& rows, size_t row) {
+  std::vector<float> values;
+  LogProbabilities(rows, row, &values);
+  return values;
+}
+
+double LogProbabilities(const TopTokenRows& rows, size_t row, std::vector<float>* values) {
   const uint32_t first = rows.offsets[row], last = rows.offsets[row + 1];
   int64_t sum = kProbability[rows.residual_levels[row]];
   for (uint32_t i = first; i < last; ++i) sum += kProbability[rows.levels[i]];
@@ -167,11 +220,10 @@ std::vector<float> LogProbabilities(const TopTokenRows& rows, size_t row) {
     const int64_t nats = kNats32[level] * (kOne / 32) + shift;
     return static_cast<float>(-static_cast<double>(nats) / static_cast<double>(kOne));
   };
-  std::vector<float> values;
-  values.reserve(last - first + 1);
-  for (uint32_t i = first; i < last; ++i) values.push_back(value(rows.levels[i]));
-  values.push_back(value(rows.residual_levels[row]));
-  return values;
+  values->clear();
+  for (uint32_t i = first; i < last; ++i) values->push_back(value(rows.levels[i]));
+  values->push_back(value(rows.residual_levels[row]));
+  return static_cast<double>(shift) / static_cast<double>(kOne);
 }
 
 TopTokenRows KeepTop(const TopTokenRows& rows, uint32_t k) {

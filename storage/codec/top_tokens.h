@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "storage/codec.h"
 
 namespace stillhouse {
@@ -24,21 +25,27 @@ double LevelNats(uint8_t level);
 // The nearest level, the greater of two equally near. REQUIRES: logprob is no NaN.
 uint8_t LevelOf(double logprob);
 
-// Row r has ids[offsets[r]..offsets[r+1]), at least one, ascending, with their levels.
-struct TopTokenRows {
-  std::vector<uint32_t> offsets = {0};
-  std::vector<int32_t> ids;
-  std::vector<uint8_t> levels;
-  std::vector<uint8_t> residual_levels;  // per row: of all other ids together
-  size_t rows() const { return offsets.size() - 1; }
+// The order in which ids of a row are more likely: by level, of equal levels the lower id first. So
+// the first 32 are the same, whether they are taken from a whole vocabulary or from its first 64.
+struct TopRule {
+  uint32_t k = 0;  // the most ids of a row
+  double p = 1;    // logits/topp: no id more once those before it together have this probability
 };
+// Appends a row of those that the rule takes, of a whole vocabulary. REQUIRES: k > 0, `logprobs`
+// are of ids 0, 1, … and no NaN, their exponentials sum to 1.
+void AppendTopRow(absl::Span<const float> logprobs, const TopRule& rule, TopTokenRows* rows);
 
 // Log-probabilities of a row's ids and, last, of all others together, all moved alike so that they
-// sum to 1 (to 1e-6): by no more than the largest error of the row's levels.
+// sum to 1 (to 1e-6): by no more than the largest error of the row's levels, at most 1/8 nat.
 std::vector<float> LogProbabilities(const TopTokenRows& rows, size_t row);
+// The same into `values`; returns the logarithm of what the row summed to before.
+double LogProbabilities(const TopTokenRows& rows, size_t row, std::vector<float>* values);
+// Twice what levels can do to the logarithm of that sum: beyond it, a row was never a distribution.
+inline constexpr double kTopSumErrorMax = 0.25;
 
-// The `k` most likely ids of every row; of equal levels, the lower ids. What is left out joins the
-// residual.
+// The `k` most likely ids of every row. What is left out joins the residual, which is then off by
+// the largest error of a level left out (at most 1/8 nat, or 3e-9 an id in probability) and half a
+// step of its own.
 TopTokenRows KeepTop(const TopTokenRows& rows, uint32_t k);
 
 // Rows [begin, end) of the section. REQUIRES: begin < end <= rows, ids of a row ascend and are

@@ -15,12 +15,6 @@ constexpr size_t kFindKeysMax = 8192;            // index keys looked up at once
 constexpr uint64_t kReadBytesMax = 16ull << 20;  // of records read at once
 constexpr int kObjectsOfAList = 1000;
 
-struct WantedSection {
-  Digest key;
-  SectionSpec spec;
-  uint32_t rows = 0;
-};
-
 // Calls `visit(section)` for every section of the documents [begin, end) of the plan, until it
 // fails.
 template <typename Visit>
@@ -31,7 +25,7 @@ absl::Status ForEachSection(const Plan& plan, const Digest& teacher,
     const PlanDocument document = plan.document(d);
     for (const SectionSpec& spec : specs) {
       SH_RETURN_IF_ERROR(
-          visit(WantedSection{SectionKey(teacher, document.key, spec), spec, document.rows()}));
+          visit(WantedSection{SectionKey(teacher, document.key, spec), spec, d, document.rows()}));
     }
   }
   return absl::OkStatus();
@@ -99,23 +93,6 @@ uint32_t TrainingDocuments(const Plan& plan) {
   return chunks == 0 ? 0 : plan.chunk(chunks - 1).end;
 }
 
-// What a job wants, each section once.
-absl::Status ForEachWanted(
-    const JobObject& job, const Plan& plan,
-    const std::function<absl::Status(const WantedSection&, bool held_out)>& visit) {
-  const uint32_t training = TrainingDocuments(plan);
-  absl::flat_hash_set<Digest> seen;
-  const auto once = [&](bool held_out) {
-    return [&visit, &seen, held_out](const WantedSection& section) {
-      return seen.insert(section.key).second ? visit(section, held_out) : absl::OkStatus();
-    };
-  };
-  SH_RETURN_IF_ERROR(
-      ForEachSection(plan, job.teacher, job.sections, 0, training, once(/*held_out=*/false)));
-  return ForEachSection(plan, job.teacher, job.held_out_sections, training, plan.document_count(),
-                        once(/*held_out=*/true));
-}
-
 absl::StatusOr<Digest> DigestSection(TeacherCache& cache, const WantedSection& section,
                                      bool* missing) {
   Sha256 values;
@@ -141,6 +118,22 @@ absl::StatusOr<Digest> DigestSection(TeacherCache& cache, const WantedSection& s
 }
 
 }  // namespace
+
+absl::Status ForEachWanted(
+    const JobObject& job, const Plan& plan,
+    const std::function<absl::Status(const WantedSection&, bool held_out)>& visit) {
+  const uint32_t training = TrainingDocuments(plan);
+  absl::flat_hash_set<Digest> seen;
+  const auto once = [&](bool held_out) {
+    return [&visit, &seen, held_out](const WantedSection& section) {
+      return seen.insert(section.key).second ? visit(section, held_out) : absl::OkStatus();
+    };
+  };
+  SH_RETURN_IF_ERROR(
+      ForEachSection(plan, job.teacher, job.sections, 0, training, once(/*held_out=*/false)));
+  return ForEachSection(plan, job.teacher, job.held_out_sections, training, plan.document_count(),
+                        once(/*held_out=*/true));
+}
 
 std::vector<PartKey> PartKeysOf(const Digest& section, const SectionSpec& spec, uint32_t rows) {
   std::vector<PartKey> keys;
@@ -197,6 +190,14 @@ absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, ObjectSt
   return complete;
 }
 
+Digest DigestOfValues(std::vector<std::pair<Digest, Digest>> values) {
+  std::sort(values.begin(), values.end());
+  Sha256 sha;
+  sha.AddField("stillhouse job digest 1");
+  for (const auto& [key, digest] : values) sha.AddDigest(key).AddDigest(digest);
+  return sha.Finish();
+}
+
 absl::StatusOr<JobDigest> DigestJob(TeacherCache& sections, const JobObject& job,
                                     const Plan& plan) {
   JobDigest result;
@@ -212,11 +213,7 @@ absl::StatusOr<JobDigest> DigestJob(TeacherCache& sections, const JobObject& job
     }
     return absl::OkStatus();
   }));
-  std::sort(values.begin(), values.end());
-  Sha256 sha;
-  sha.AddField("stillhouse job digest 1");
-  for (const auto& [key, digest] : values) sha.AddDigest(key).AddDigest(digest);
-  result.digest = sha.Finish();
+  result.digest = DigestOfValues(std::move(values));
   return result;
 }
 

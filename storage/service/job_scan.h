@@ -43,11 +43,26 @@ struct InventoryQuery {
 absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, ObjectStore& objects,
                                                 const Plan& plan, const InventoryQuery& query);
 
+// One section that a job wants.
+struct WantedSection {
+  Digest key;
+  SectionSpec spec;
+  uint32_t document = 0;  // the first with this key
+  uint32_t rows = 0;
+};
+// Calls `visit` for what the job wants, each section once, in the order of the plan, until it
+// fails.
+absl::Status ForEachWanted(
+    const JobObject& job, const Plan& plan,
+    const std::function<absl::Status(const WantedSection&, bool held_out)>& visit);
+
 struct JobDigest {
   Digest digest;
   uint64_t sections = 0;  // wanted, each counted once
   uint64_t missing = 0;   // of them; the digest stands for the job only when there are none
 };
+// Of sections and the SHA-256 of their canonical values, in any order.
+Digest DigestOfValues(std::vector<std::pair<Digest, Digest>> values);
 // SHA-256 over the sorted (section key, SHA-256 of the decoded canonical values) of what the job
 // wants: codec, parts, order, segments and provenance do not enter. DataLoss names a damaged part.
 absl::StatusOr<JobDigest> DigestJob(TeacherCache& sections, const JobObject& job, const Plan& plan);

@@ -1,4 +1,6 @@
 // The codecs' payloads, the cache's records, and plan files.
+#include <cstring>
+
 #include "common/file.h"
 #include "common/random.h"
 #include "common/status.h"
@@ -6,6 +8,8 @@
 #include "dataset/plan_writer.h"
 #include "storage/codec.h"
 #include "storage/codec/top_tokens.h"
+#include "storage/export_file.h"
+#include "storage/export_manifest.h"
 #include "storage/record.h"
 #include "tests/fuzz/target.h"
 
@@ -178,11 +182,47 @@ FuzzTarget PlanTarget() {
           }};
 }
 
+absl::Status ReadExport(absl::string_view file) {
+  SH_ASSIGN_OR_RETURN(
+      const auto reader,
+      ExportFileReader::Open(file.size(), [file](uint64_t offset, size_t size, char* out) {
+        SH_CHECK(offset <= file.size() && size <= file.size() - offset);
+        std::memcpy(out, file.data() + offset, size);
+        return absl::OkStatus();
+      }));
+  for (;;) {
+    SH_ASSIGN_OR_RETURN(const auto part, reader->Next());
+    if (!part.has_value()) return absl::OkStatus();
+    SH_CHECK(part->spec < reader->specs().size() && !part->part.payload.empty());
+  }
+}
+
+FuzzTarget ExportTarget() {
+  std::string file;
+  ExportFileWriter writer({"logits/sampled?draws=50", "stats"}, [&file](absl::string_view bytes) {
+    file.append(bytes.data(), bytes.size());
+    return absl::OkStatus();
+  });
+  for (uint32_t i = 0; i < 3; ++i) {
+    SH_CHECK_OK(writer.Add(
+        {{Sha256Of(std::string(i, 'x')), 0}, kRows, EncodeStats(SomeStats(), 0, kRows)}, i % 2));
+  }
+  SH_CHECK_OK(writer.Finish());
+  const ExportManifest manifest = {.job = {"test", {}, {}, {SectionSpec{}}, {SectionSpec{}}},
+                                   .artefacts = {{"tokenizer", {}}},
+                                   .files = {{8, {}}, {9, {}}}};
+  return {"export", {file, EncodeExportManifest(manifest)}, [](absl::string_view input) {
+            (void)ReadExport(input);
+            const auto parsed = ParseExportManifest(input);
+            SH_CHECK(!parsed.ok() || EncodeExportManifest(*parsed) == input);
+          }};
+}
+
 }  // namespace
 
 std::vector<FuzzTarget> StorageTargets() {
-  return {StatsTarget(),  SampledTarget(), TopTarget(),
-          HiddenTarget(), RecordTarget(),  PlanTarget()};
+  return {StatsTarget(),  SampledTarget(), TopTarget(), HiddenTarget(),
+          RecordTarget(), ExportTarget(),  PlanTarget()};
 }
 
 }  // namespace stillhouse

@@ -11,35 +11,13 @@
 #include "common/status.h"
 #include "common/tensor_view.h"
 #include "storage/bit_io.h"
+#include "storage/codec/top_tokens.h"
 #include "tests/storage/section_fixtures.h"
 
 namespace stillhouse {
 namespace {
 
 std::string Hex(absl::string_view bytes) { return std::string(absl::BytesToHexString(bytes)); }
-
-TEST(SectionSpecTest, CanonicalTextsParseBack) {
-  const SectionSpec sampled{.kind = SectionKind::kLogitsSampled, .draws = 50};
-  const SectionSpec hidden{.kind = SectionKind::kHiddenLast, .hidden_size = 576};
-  EXPECT_EQ(SectionSpec{}.Canonical(), "stats");
-  EXPECT_EQ(sampled.Canonical(), "logits/sampled?draws=50");
-  EXPECT_EQ(hidden.Canonical(), "hidden/last?hidden_size=576&dtype=bf16");
-  for (const SectionSpec& spec : {SectionSpec{}, sampled, hidden}) {
-    EXPECT_EQ(*ParseSectionSpec(spec.Canonical()), spec);
-  }
-  for (const char* bad :
-       {"", "stats?", "logits/sampled", "logits/sampled?draws=0", "logits/sampled?draws=050",
-        "logits/sampled?draws=65536", "logits/sampled?draws=5 ", "hidden/last?hidden_size=576",
-        "hidden/last?hidden_size=99999999&dtype=bf16", "hidden/last?hidden_size=-1&dtype=bf16"}) {
-    EXPECT_EQ(ParseSectionSpec(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
-  }
-}
-
-TEST(SectionSpecTest, PartsAreAtMostFourMebibytesPlain) {
-  const SectionSpec hidden{.kind = SectionKind::kHiddenLast, .hidden_size = 8192};
-  EXPECT_EQ(hidden.RowsPerPart(), 256u);
-  EXPECT_EQ(SectionSpec{}.RowsPerPart(), kPartBytesMax / 20);
-}
 
 // The identity of everything stored: a change here orphans every cache.
 TEST(SectionKeyTest, IsThatOfTheFormat) {
@@ -49,6 +27,18 @@ TEST(SectionKeyTest, IsThatOfTheFormat) {
   EXPECT_NE(key, SectionKey(Sha256Of("document"), Sha256Of("teacher"), sampled));
   EXPECT_NE(key, SectionKey(Sha256Of("teacher"), Sha256Of("document"), SectionSpec{}));
 }
+
+// Sections of every kind.
+constexpr const char* kSectionTexts[] = {
+    "stats",
+    "logits/sampled?draws=50",
+    "logits/topk?k=16",
+    "logits/topp?p=0.95&k_max=16",
+    "hidden/last?hidden_size=70&dtype=bf16",
+    "hidden/last?hidden_size=70&dtype=int8",
+    "hidden/12?hidden_size=70&dtype=bf16",
+    "hidden/0?hidden_size=70&dtype=int8",
+};
 
 TEST(BitIoTest, ReaderGivesBackWhatTheWriterPut) {
   std::string bytes;
@@ -222,11 +212,58 @@ TEST(CanonicalValuesTest, ValuesThatAreNotFiniteAreRefused) {
 }
 
 TEST(CanonicalValuesTest, PartsDoNotChangeThem) {
-  const SampledRows rows = MakeSampled(10, 50, 49152, 1);
-  const SectionSpec spec{.kind = SectionKind::kLogitsSampled, .draws = 50};
-  EXPECT_EQ(*CanonicalValues(spec, EncodeSampled(rows, 0, 10), 10),
-            *CanonicalValues(spec, EncodeSampled(rows, 0, 4), 4) +
-                *CanonicalValues(spec, EncodeSampled(rows, 4, 10), 6));
+  for (const char* text : kSectionTexts) {
+    const SectionSpec spec = *ParseSectionSpec(text);
+    const SectionRows rows = MakeRows(spec, 10, 1);
+    const std::string whole = *CanonicalValues(spec, EncodeSection(spec, rows, 0, 10), 10);
+    EXPECT_EQ(whole, *CanonicalValues(spec, EncodeSection(spec, rows, 0, 4), 4) +
+                         *CanonicalValues(spec, EncodeSection(spec, rows, 4, 10), 6))
+        << text;
+    SectionRows decoded = NoRows(spec);
+    SH_CHECK_OK(DecodeSection(spec, EncodeSection(spec, rows, 0, 4), 4, 49152, &decoded));
+    SH_CHECK_OK(DecodeSection(spec, EncodeSection(spec, rows, 4, 10), 6, 49152, &decoded));
+    EXPECT_EQ(*CanonicalValues(decoded), whole) << text;
+  }
+}
+
+TEST(CanonicalValuesTest, OfTheMostLikelyIds) {
+  TopTokenRows rows;
+  rows.ids = {3, 10};
+  rows.levels = {20, 33};
+  rows.residual_levels = {70};
+  rows.offsets = {0, 2};
+  EXPECT_EQ(
+      Hex(*CanonicalValues(*ParseSectionSpec("logits/topk?k=2"), EncodeTopTokens(rows, 0, 1), 1)),
+      "0200000003000000e20621bf0a000000718384bfb8410cc0");
+}
+
+// Levels that were never those of one distribution.
+TEST(CanonicalValuesTest, ProbabilitiesThatDoNotSumToOneAreRefused) {
+  TopTokenRows rows;
+  rows.ids = {3, 10};
+  rows.levels = {20, 20};
+  rows.residual_levels = {20};
+  rows.offsets = {0, 2};
+  const SectionSpec spec = *ParseSectionSpec("logits/topk?k=2");
+  for (const int level : {20, 255}) {
+    rows.levels = {static_cast<uint8_t>(level), static_cast<uint8_t>(level)};
+    const auto values = CanonicalValues(spec, EncodeTopTokens(rows, 0, 1), 1);
+    EXPECT_EQ(values.status().code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(values.status().message()), testing::HasSubstr("row 0 sum to "));
+  }
+}
+
+// A payload is refused where another section's is expected.
+TEST(CodecTest, PayloadsOfOtherSectionsAreRefused) {
+  for (const char* have : kSectionTexts) {
+    const SectionSpec spec = *ParseSectionSpec(have);
+    const std::string payload = TestPayload(spec, 10, 1);
+    for (const char* want : kSectionTexts) {
+      const SectionSpec other = *ParseSectionSpec(want);
+      const bool alike = payload[0] == TestPayload(other, 10, 1)[0];
+      EXPECT_EQ(CanonicalValues(other, payload, 10).ok(), alike) << have << " as " << want;
+    }
+  }
 }
 
 // Damaged and random payloads: any answer but a crash, and nothing appended when refused.

@@ -9,6 +9,7 @@
 
 #include "common/random.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 #include "storage/part.h"
 
 namespace stillhouse {
@@ -45,6 +46,28 @@ inline SampledRows MakeSampled(int rows, uint32_t draws, uint32_t vocabulary, ui
   return sampled;
 }
 
+// Row by row a distribution over `vocabulary` ids, from flat to nearly certain.
+inline std::vector<float> MakeLogprobs(uint32_t vocabulary, uint64_t seed, uint64_t row) {
+  RandomStream random(seed, row);
+  const double sharpness = 0.5 + 4.0 * random.NextUniform();
+  std::vector<float> logprobs(vocabulary);
+  double sum = 0;
+  for (uint32_t id = 0; id < vocabulary; ++id) {
+    logprobs[id] = static_cast<float>(sharpness * random.NextNormal() - std::log1p(id) * 0.3);
+    sum += std::exp(static_cast<double>(logprobs[id]));
+  }
+  for (float& logprob : logprobs) logprob -= static_cast<float>(std::log(sum));
+  return logprobs;
+}
+
+inline TopTokenRows MakeTop(int rows, const TopRule& rule, uint32_t vocabulary, uint64_t seed) {
+  TopTokenRows top;
+  for (int row = 0; row < rows; ++row) {
+    AppendTopRow(MakeLogprobs(vocabulary, seed, row), rule, &top);
+  }
+  return top;
+}
+
 inline HiddenRows MakeHidden(int rows, uint32_t width, uint64_t seed) {
   RandomStream random(seed);
   HiddenRows hidden;
@@ -65,18 +88,28 @@ inline SectionSpec HiddenSpec(uint32_t width) {
 inline Digest TestTeacher() { return Sha256Of("teacher"); }
 inline Digest TestDocument(int i) { return Sha256Of(absl::StrCat("document ", i)); }
 
-// The payload of a part of `rows` rows.
-inline std::string TestPayload(const SectionSpec& spec, uint32_t rows, uint64_t seed) {
+// Rows of any section.
+inline SectionRows MakeRows(const SectionSpec& spec, uint32_t rows, uint64_t seed) {
   const int n = static_cast<int>(rows);
   switch (spec.kind) {
     case SectionKind::kStats:
-      return EncodeStats(MakeStats(n, seed), 0, rows);
+      return MakeStats(n, seed);
     case SectionKind::kLogitsSampled:
-      return EncodeSampled(MakeSampled(n, spec.draws, 49152, seed), 0, rows);
+      return MakeSampled(n, spec.draws, 49152, seed);
+    case SectionKind::kLogitsTopK:
+      return MakeTop(n, {.k = spec.k}, 500, seed);
+    case SectionKind::kLogitsTopP:
+      return MakeTop(n, {.k = spec.k, .p = spec.p_millionths * 1e-6}, 500, seed);
     case SectionKind::kHiddenLast:
-      return EncodeHidden(MakeHidden(n, spec.hidden_size, seed), 0, rows);
+    case SectionKind::kHiddenLayer:
+      break;
   }
-  return "";
+  return MakeHidden(n, spec.hidden_size, seed + spec.layer);
+}
+
+// The payload of a part of `rows` rows.
+inline std::string TestPayload(const SectionSpec& spec, uint32_t rows, uint64_t seed) {
+  return EncodeSection(spec, MakeRows(spec, rows, seed), 0, rows);
 }
 
 // All parts of one section of a document.

@@ -10,6 +10,7 @@
 #include "absl/strings/escaping.h"
 #include "common/random.h"
 #include "common/status.h"
+#include "tests/storage/section_fixtures.h"
 
 namespace stillhouse {
 namespace {
@@ -18,40 +19,13 @@ using testing::HasSubstr;
 
 constexpr uint32_t kVocabulary = 5000;
 
-// Row by row a distribution over kVocabulary ids, from flat to nearly certain.
-std::vector<double> LogProbabilitiesOfRow(uint64_t seed, int row) {
-  RandomStream random(seed, row);
-  const double sharpness = 0.5 + 4.0 * random.NextUniform();
-  std::vector<double> logits(kVocabulary);
-  double sum = 0;
-  for (uint32_t id = 0; id < kVocabulary; ++id) {
-    logits[id] = sharpness * random.NextNormal() - std::log1p(id) * 0.3;
-    sum += std::exp(logits[id]);
-  }
-  for (double& logit : logits) logit -= std::log(sum);
-  return logits;
+TopTokenRows Tops(int count, uint32_t k, uint64_t seed) {
+  return MakeTop(count, {.k = k}, kVocabulary, seed);
 }
 
-void Append(const std::vector<double>& logprobs, size_t k, TopTokenRows* rows) {
-  std::vector<int32_t> order(logprobs.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::partial_sort(order.begin(), order.begin() + static_cast<int64_t>(k), order.end(),
-                    [&](int32_t a, int32_t b) { return logprobs[a] > logprobs[b]; });
-  std::sort(order.begin(), order.begin() + static_cast<int64_t>(k));
-  double rest = 1;
-  for (size_t i = 0; i < k; ++i) {
-    rows->ids.push_back(order[i]);
-    rows->levels.push_back(LevelOf(logprobs[order[i]]));
-    rest -= std::exp(logprobs[order[i]]);
-  }
-  rows->offsets.push_back(static_cast<uint32_t>(rows->ids.size()));
-  rows->residual_levels.push_back(LevelOf(std::log(std::max(rest, 1e-12))));
-}
-
-TopTokenRows MakeTop(int count, size_t k, uint64_t seed) {
-  TopTokenRows rows;
-  for (int row = 0; row < count; ++row) Append(LogProbabilitiesOfRow(seed, row), k, &rows);
-  return rows;
+// Of the levels there.
+double StepAt(double nats) {
+  return nats < 4 ? 1.0 / 32 : nats < 8 ? 1.0 / 16 : nats < 12 ? 0.125 : 0.25;
 }
 
 void ExpectSame(const TopTokenRows& a, const TopTokenRows& b) {
@@ -66,8 +40,7 @@ TEST(LevelTest, TheNearestIsTaken) {
     EXPECT_EQ(LevelOf(-LevelNats(static_cast<uint8_t>(level))), level);
   }
   for (double nats = 0; nats < 19.75; nats += 0.0007) {
-    const double step = nats < 4 ? 1.0 / 32 : nats < 8 ? 1.0 / 16 : nats < 12 ? 0.125 : 0.25;
-    ASSERT_LE(std::abs(LevelNats(LevelOf(-nats)) - nats), step / 2 + 1e-9) << nats;
+    ASSERT_LE(std::abs(LevelNats(LevelOf(-nats)) - nats), StepAt(nats) / 2 + 1e-9) << nats;
   }
   EXPECT_EQ(LevelOf(0.1), 0);
   EXPECT_EQ(LevelOf(-100), 255);
@@ -93,7 +66,8 @@ TEST(TopTokensTest, GoldenBytes) {
 TEST(TopTokensTest, RoundTripsTopKAndTopP) {
   TopTokenRows rows;
   for (int row = 0; row < 12; ++row) {
-    Append(LogProbabilitiesOfRow(1, row), row % 4 == 0 ? 1 : 7 * static_cast<size_t>(row), &rows);
+    const uint32_t k = row % 4 == 0 ? 1 : 7 * static_cast<uint32_t>(row);
+    AppendTopRow(MakeLogprobs(kVocabulary, 1, row), {.k = k}, &rows);
   }
   const std::string whole = EncodeTopTokens(rows, 0, 12);
   for (const Instructions instructions : {Instructions::kBest, Instructions::kPortable}) {
@@ -116,14 +90,14 @@ TEST(TopTokensTest, SumsToOneAndStaysNearTheTruth) {
   double mean = 0;
   constexpr int kRows = 60;
   for (int row = 0; row < kRows; ++row) {
-    const std::vector<double> truth = LogProbabilitiesOfRow(2, row);
+    const std::vector<float> truth = MakeLogprobs(kVocabulary, 2, row);
     TopTokenRows rows;
-    Append(truth, 64, &rows);
+    AppendTopRow(truth, {.k = 64}, &rows);
     const std::vector<float> values = LogProbabilities(rows, 0);
     ASSERT_EQ(values.size(), 65u);
     double sum = 0, divergence = 0, rest = 1;
     for (int i = 0; i < 64; ++i) {
-      const double p = std::exp(truth[rows.ids[i]]);
+      const double p = std::exp(static_cast<double>(truth[rows.ids[i]]));
       sum += std::exp(values[i]);
       rest -= p;
       divergence += p * (truth[rows.ids[i]] - values[i]);
@@ -137,27 +111,33 @@ TEST(TopTokensTest, SumsToOneAndStaysNearTheTruth) {
   EXPECT_LT(mean, 1e-4);
 }
 
-// Fewer ids from more are those that would have been captured, but for ties between levels.
+// Level by level the same, whatever k is; what is left out moves the residual by no more than its
+// levels' errors.
 TEST(TopTokensTest, FewerAreServedFromMore) {
-  const TopTokenRows most = MakeTop(40, 64, 3), fewer = MakeTop(40, 32, 3);
-  const TopTokenRows kept = KeepTop(most, 32);
-  ASSERT_EQ(kept.offsets, fewer.offsets);
-  for (size_t row = 0; row < 40; ++row) {
-    std::vector<uint8_t> a(kept.levels.begin() + 32 * row, kept.levels.begin() + 32 * (row + 1));
-    std::vector<uint8_t> b(fewer.levels.begin() + 32 * row, fewer.levels.begin() + 32 * (row + 1));
-    std::sort(a.begin(), a.end());
-    std::sort(b.begin(), b.end());
-    EXPECT_EQ(a, b) << row;
-    EXPECT_LE(std::abs(kept.residual_levels[row] - fewer.residual_levels[row]), 1) << row;
-    double sum = 0;
-    for (const float value : LogProbabilities(kept, row)) sum += std::exp(value);
-    EXPECT_NEAR(sum, 1, 1e-6);
+  for (const uint32_t vocabulary : {70u, 5000u}) {
+    const TopTokenRows most = MakeTop(40, {.k = 64}, vocabulary, 3);
+    for (const uint32_t k : {1u, 2u, 32u, 63u}) {
+      const TopTokenRows fewer = MakeTop(40, {.k = k}, vocabulary, 3), kept = KeepTop(most, k);
+      EXPECT_EQ(kept.offsets, fewer.offsets);
+      EXPECT_EQ(kept.ids, fewer.ids);
+      EXPECT_EQ(kept.levels, fewer.levels);
+      for (size_t row = 0; row < 40; ++row) {
+        const double there = -LevelNats(kept.residual_levels[row]),
+                     direct = -LevelNats(fewer.residual_levels[row]);
+        EXPECT_LE(std::abs(there - direct), 0.125 + StepAt(-there) / 2 + StepAt(-direct) / 2)
+            << row;
+        double sum = 0;
+        for (const float value : LogProbabilities(kept, row)) sum += std::exp(value);
+        EXPECT_NEAR(sum, 1, 1e-6);
+      }
+    }
+    ExpectSame(KeepTop(most, 64), most);
+    ExpectSame(KeepTop(most, 100), most);
   }
-  ExpectSame(KeepTop(most, 100), most);
 }
 
 TEST(TopTokensTest, AnotherCodecAndAStrangeIdAreNamed) {
-  std::string payload = EncodeTopTokens(MakeTop(3, 8, 4), 0, 3);
+  std::string payload = EncodeTopTokens(Tops(3, 8, 4), 0, 3);
   TopTokenRows decoded;
   EXPECT_THAT(std::string(DecodeTopTokens(payload, 3, 10, 8, &decoded).message()),
               HasSubstr("of a vocabulary of 10"));
@@ -168,7 +148,7 @@ TEST(TopTokensTest, AnotherCodecAndAStrangeIdAreNamed) {
 }
 
 TEST(TopTokensTest, DamagedPayloadsAreAnsweredAlike) {
-  const std::string whole = EncodeTopTokens(MakeTop(30, 16, 5), 0, 30);
+  const std::string whole = EncodeTopTokens(Tops(30, 16, 5), 0, 30);
   RandomStream random(9);
   int refused = 0;
   for (int round = 0; round < 2000; ++round) {

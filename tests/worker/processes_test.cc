@@ -182,8 +182,10 @@ class Cluster {
         "j",
         written.digest,
         Sha256Of("teacher"),
-        {*ParseSectionSpec("stats"), *ParseSectionSpec("logits/sampled?draws=50")},
-        {*ParseSectionSpec("stats"), *ParseSectionSpec("hidden/last?hidden_size=64&dtype=bf16")}};
+        {*ParseSectionSpec("stats"), *ParseSectionSpec("logits/sampled?draws=50"),
+         *ParseSectionSpec("logits/topk?k=8"), *ParseSectionSpec("logits/topp?p=0.9&k_max=8")},
+        {*ParseSectionSpec("stats"), *ParseSectionSpec("hidden/last?hidden_size=64&dtype=bf16"),
+         *ParseSectionSpec("hidden/0?hidden_size=64&dtype=int8")}};
     PutObject(JobObjectName("j"), std::make_shared<const std::string>(EncodeJobObject(job)));
 
     pb::SubmitRequest request;

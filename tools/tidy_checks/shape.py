@@ -4,6 +4,7 @@ import ast
 import re
 
 FILE_LINES_MAX = 500
+ONE_FILE = {"tools/stillhouse.py"}  # users copy it
 FUNCTION_LINES_MAX = 70
 PYTHON_COLUMNS_MAX = 120
 
@@ -74,7 +75,7 @@ def check(tree):
             yield path, 1, "is not UTF-8 text"
             continue
         lines = text.count("\n")
-        if lines > FILE_LINES_MAX:
+        if lines > FILE_LINES_MAX and path not in ONE_FILE:
             yield path, 1, f"{lines} lines, at most {FILE_LINES_MAX}: more than one idea?"
         if path.endswith(".py"):
             yield from _too_long(path, _python_functions(text))

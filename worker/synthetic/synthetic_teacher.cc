@@ -1,9 +1,9 @@
 #include "worker/synthetic/synthetic_teacher.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <map>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -20,35 +20,33 @@ uint64_t SeedOf(const PlanDocument& document, absl::string_view purpose) {
   return DeriveSeed(seed, purpose);
 }
 
-absl::StatusOr<std::vector<Part>> MakeParts(const Digest& teacher, const PlanDocument& document,
-                                            uint32_t vocabulary, const SectionSpec& spec) {
-  std::vector<Part> parts;
-  const Digest section = SectionKey(teacher, document.key, spec);
-  std::optional<StatsRows> stats;
-  std::optional<SampledRows> sampled;
-  std::optional<HiddenRows> hidden;
+SectionRows SyntheticRows(const PlanDocument& document, uint32_t vocabulary,
+                          const SectionSpec& spec) {
   switch (spec.kind) {
     case SectionKind::kStats:
-      stats = SyntheticStats(document, vocabulary);
-      break;
+      return SyntheticStats(document, vocabulary);
     case SectionKind::kLogitsSampled:
-      sampled = SyntheticSampled(document, vocabulary, spec.draws);
-      break;
+      return SyntheticSampled(document, vocabulary, spec.draws);
+    case SectionKind::kLogitsTopK:
+      return SyntheticTop(document, vocabulary, {.k = spec.k});
+    case SectionKind::kLogitsTopP:
+      return SyntheticTop(document, vocabulary, {.k = spec.k, .p = spec.p_millionths * 1e-6});
     case SectionKind::kHiddenLast:
-      hidden = SyntheticHidden(document, spec.hidden_size);
-      break;
-    default:
-      return absl::UnimplementedError(absl::StrCat("no synthetic rows of ", spec.Canonical()));
+      return SyntheticHidden(document, spec.hidden_size);
+    case SectionKind::kHiddenLayer:
+      return SyntheticHidden(document, spec.hidden_size, spec.layer + 1);
   }
+  SH_CHECK(false, "section kind ", static_cast<int>(spec.kind));
+}
+
+std::vector<Part> MakeParts(const Digest& teacher, const PlanDocument& document,
+                            uint32_t vocabulary, const SectionSpec& spec) {
+  std::vector<Part> parts;
+  const Digest section = SectionKey(teacher, document.key, spec);
+  const SectionRows rows = SyntheticRows(document, vocabulary, spec);
   for (uint32_t begin = 0; begin < document.rows(); begin += spec.RowsPerPart()) {
     const uint32_t end = std::min(document.rows(), begin + spec.RowsPerPart());
-    Part part;
-    part.key = {section, begin};
-    part.row_count = end - begin;
-    if (stats.has_value()) part.payload = EncodeStats(*stats, begin, end);
-    if (sampled.has_value()) part.payload = EncodeSampled(*sampled, begin, end);
-    if (hidden.has_value()) part.payload = EncodeHidden(*hidden, begin, end);
-    parts.push_back(std::move(part));
+    parts.push_back({{section, begin}, end - begin, EncodeSection(spec, rows, begin, end)});
   }
   return parts;
 }
@@ -118,10 +116,8 @@ class SyntheticTeacher final : public ChunkWorker {
     std::vector<Part> parts;
     uint64_t bytes = 0;
     for (; document_ < batch.end && bytes < kPutBytesMax / 4; ++document_) {
-      absl::StatusOr<std::vector<Part>> more = MakeParts(
-          options_.teacher, plan_->document(document_), plan_->vocabulary(), specs_[spec_]);
-      if (!more.ok()) return End(more.status());
-      for (Part& part : *more) {
+      for (Part& part : MakeParts(options_.teacher, plan_->document(document_), plan_->vocabulary(),
+                                  specs_[spec_])) {
         bytes += part.payload.size();
         parts.push_back(std::move(part));
       }
@@ -227,10 +223,29 @@ SampledRows SyntheticSampled(const PlanDocument& document, uint32_t vocabulary, 
   return rows;
 }
 
-HiddenRows SyntheticHidden(const PlanDocument& document, uint32_t hidden_size) {
+TopTokenRows SyntheticTop(const PlanDocument& document, uint32_t vocabulary, const TopRule& rule) {
+  TopTokenRows rows;
+  const uint64_t seed = SeedOf(document, "synthetic top");
+  std::vector<float> logprobs(vocabulary);
+  for (uint32_t t = 0; t < document.rows(); ++t) {
+    RandomStream random(seed, t);
+    // Probability halves from one id to the next, from a first one on and around.
+    const auto first = static_cast<uint32_t>(random.NextBelow(vocabulary));
+    const double all = -std::expm1(-std::log(2.0) * vocabulary);
+    for (uint32_t i = 0; i < vocabulary; ++i) {
+      logprobs[(first + i) % vocabulary] =
+          static_cast<float>(-std::log(2.0) * (i + 1) - std::log(all));
+    }
+    AppendTopRow(logprobs, rule, &rows);
+  }
+  return rows;
+}
+
+HiddenRows SyntheticHidden(const PlanDocument& document, uint32_t hidden_size, uint32_t which) {
   HiddenRows rows;
   rows.hidden_size = hidden_size;
-  const uint64_t seed = SeedOf(document, "synthetic hidden");
+  const uint64_t seed =
+      SeedOf(document, which == 0 ? "synthetic hidden" : absl::StrCat("synthetic hidden ", which));
   rows.values.reserve(static_cast<size_t>(document.rows()) * hidden_size);
   for (uint32_t t = 0; t < document.rows(); ++t) {
     RandomStream random(seed, t);

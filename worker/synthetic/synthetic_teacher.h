@@ -14,6 +14,7 @@
 #include "common/digest.h"
 #include "common/executor.h"
 #include "dataset/plan.h"
+#include "storage/codec/top_tokens.h"
 #include "storage/sections.h"
 #include "storage/service/cache_client.h"
 #include "worker/agent.h"
@@ -23,7 +24,9 @@ namespace stillhouse {
 // Of one document; every value is finite and within what the codecs take.
 StatsRows SyntheticStats(const PlanDocument& document, uint32_t vocabulary);
 SampledRows SyntheticSampled(const PlanDocument& document, uint32_t vocabulary, uint32_t draws);
-HiddenRows SyntheticHidden(const PlanDocument& document, uint32_t hidden_size);
+TopTokenRows SyntheticTop(const PlanDocument& document, uint32_t vocabulary, const TopRule& rule);
+// `which`: 0 for hidden/last, one more than its number for a layer.
+HiddenRows SyntheticHidden(const PlanDocument& document, uint32_t hidden_size, uint32_t which = 0);
 
 struct SyntheticTeacherOptions {
   Digest teacher;

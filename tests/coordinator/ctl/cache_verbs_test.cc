@@ -1,22 +1,13 @@
 // coordinatorctl cache …, as a user runs it: on a directory, and against a server.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/str_split.h"
 #include "common/file.h"
 #include "common/status.h"
-#include "storage/cache_directory.h"
-#include "storage/service/cache_admin.h"
-#include "tests/storage/job_fixture.h"
-#include "transport/ipc_address.h"
-
-extern char** environ;
+#include "tests/coordinator/ctl/cache_verbs_fixture.h"
 
 namespace stillhouse {
 namespace {
@@ -24,54 +15,7 @@ namespace {
 using nlohmann::json;
 using testing::HasSubstr;
 
-class CacheVerbsTest : public testing::Test {
- protected:
-  void SetUp() override {
-    auto cache = *CacheDirectory::Open({.path = directory_, .disk_reserve_bytes = 0});
-    FillTestJob(*cache);
-    PlanCache plans;
-    digest_ =
-        CacheAdmin(cache->sections(), cache->objects(), plans).DigestOfJob("test")->digest.Hex();
-    SH_CHECK_OK(cache->Close());
-  }
-
-  struct Result {
-    int code;
-    std::string out, errors;
-  };
-  // `coordinatorctl cache ARGUMENTS`, split at spaces.
-  Result Run(const std::string& arguments) {
-    const std::string program = SH_TEST_BUILD_DIR "/bin/coordinatorctl";
-    std::vector<std::string> words = {program, "cache"};
-    for (const absl::string_view word : absl::StrSplit(arguments, ' ')) words.emplace_back(word);
-    const std::string out = JoinPath(folder_.path(), "out"),
-                      errors = JoinPath(folder_.path(), "err");
-    const pid_t pid = Spawn(words, out, errors);
-    int status = 0;
-    SH_CHECK(waitpid(pid, &status, 0) == pid);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, *ReadFile(out), *ReadFile(errors)};
-  }
-  static pid_t Spawn(std::vector<std::string> words, const std::string& out,
-                     const std::string& errors) {
-    std::vector<char*> argv;
-    for (std::string& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_addopen(&actions, 1, out.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    posix_spawn_file_actions_addopen(&actions, 2, errors.c_str(), O_WRONLY | O_CREAT | O_TRUNC,
-                                     0600);
-    pid_t pid = 0;
-    SH_CHECK(posix_spawn(&pid, words[0].c_str(), &actions, nullptr, argv.data(), environ) == 0);
-    posix_spawn_file_actions_destroy(&actions);
-    return pid;
-  }
-  std::string Dir(const std::string& arguments) { return arguments + " --dir " + directory_; }
-
-  TempFolder folder_ = *TempFolder::Create();
-  std::string directory_ = JoinPath(folder_.path(), "cache");
-  std::string digest_;
-};
+using CacheVerbsTest = CacheVerbsFixture;
 
 TEST_F(CacheVerbsTest, LsNamesObjects) {
   const json listed = json::parse(Run(Dir("ls -o json")).out);
@@ -125,6 +69,50 @@ TEST_F(CacheVerbsTest, GetWritesDecodedSections) {
               HasSubstr("it has: stats, logits/sampled"));
 }
 
+// The same plan, of every other section.
+TEST_F(CacheVerbsTest, GetWritesAndNarrowsTheMostLikelyIds) {
+  {
+    auto cache = *CacheDirectory::Open({.path = directory_, .disk_reserve_bytes = 0});
+    const auto plan = *ParsePlan(TestPlanBytes());
+    JobObject job = TestJob(plan->digest());
+    job.name = "more";
+    job.sections.clear();
+    for (const char* text :
+         {"logits/topk?k=16", "logits/topp?p=0.9&k_max=16", "hidden/3?hidden_size=8&dtype=int8"}) {
+      job.sections.push_back(*ParseSectionSpec(text));
+      const auto document = plan->document(0);
+      SH_CHECK_OK(cache->sections().Put(
+          {PutItem{TestParts(job.sections.back(), document.key, document.rows(), 1),
+                   TestProvenance(job.sections.back())}}));
+    }
+    const std::string bytes = EncodeJobObject(job);
+    SH_CHECK_OK(
+        cache->objects().PutPiece({JobObjectName("more"), bytes.size(), 0, false, 1, bytes}));
+    SH_CHECK_OK(cache->Close());
+  }
+  const auto get = [&](const std::string& section) {
+    return Run(Dir("get more --document 0 --section " + section));
+  };
+  const json top = json::parse(get("logits/topk").out);
+  EXPECT_EQ(top["section"], "logits/topk?k=16");
+  EXPECT_EQ(top["ids"].size(), top["rows"].get<size_t>());
+  EXPECT_EQ(top["ids"][0].size(), 16u);
+  double sum = std::exp(top["residual_logprob"][0].get<double>());
+  for (const auto& logprob : top["logprobs"][0]) sum += std::exp(logprob.get<double>());
+  EXPECT_NEAR(sum, 1, 1e-6);
+  const json fewer = json::parse(get("logits/topk?k=4").out);
+  EXPECT_EQ(fewer["section"], "logits/topk?k=4");
+  EXPECT_EQ(fewer["served_by"], "logits/topk?k=16");
+  EXPECT_EQ(fewer["ids"][0].size(), 4u);
+  const std::string file = JoinPath(folder_.path(), "raw");
+  EXPECT_EQ(get("logits/topk?k=4 --raw --out " + file).code, 0);
+  EXPECT_EQ(ReadFile(file)->size(), top["rows"].get<size_t>() * (8 + 8 * 4));
+  EXPECT_THAT(get("logits/topk?k=17").errors,
+              HasSubstr("it has: logits/topk?k=16, logits/topp?p=0.9&k_max=16, hidden/3"));
+  EXPECT_EQ(json::parse(get("logits/topp").out)["section"], "logits/topp?p=0.9&k_max=16");
+  EXPECT_EQ(json::parse(get("hidden/3").out)["values"][0].size(), 8u);
+}
+
 TEST_F(CacheVerbsTest, VerifyFindsAFlippedBit) {
   EXPECT_EQ(Run(Dir("verify")).code, 0);
   const std::string database = JoinPath(directory_, "db");
@@ -140,10 +128,7 @@ TEST_F(CacheVerbsTest, VerifyFindsAFlippedBit) {
 }
 
 TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
-  const std::string address = IpcAddress(JoinPath(folder_.path(), "s"));
-  const pid_t server = Spawn({SH_TEST_BUILD_DIR "/libexec/stillhouse/cache_server", "--dir",
-                              directory_, "--listen", address},
-                             "/dev/null", JoinPath(folder_.path(), "server"));
+  const std::string address = Serve(directory_, "s");
   const auto ask = [&](const std::string& verb) { return Run(verb + " --server " + address); };
   EXPECT_EQ(ask("digest test").out, digest_ + "\n");
   EXPECT_EQ(json::parse(ask("stat -o json").out)["incarnation"], 2);
@@ -155,9 +140,7 @@ TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
   const Result held = Run(Dir("stat"));
   EXPECT_EQ(held.code, kExitConflict);
   EXPECT_THAT(held.errors, HasSubstr("ask its server with --server"));
-  kill(server, SIGTERM);
-  int status = 0;
-  waitpid(server, &status, 0);
+  StopServers();
   EXPECT_EQ(Run(Dir("digest test")).out, digest_ + "\n");
 }
 
