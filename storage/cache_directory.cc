@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "common/status.h"
+#include "storage/choose_reads.h"
 
 namespace stillhouse {
 namespace {
@@ -70,6 +71,8 @@ absl::StatusOr<std::unique_ptr<CacheDirectory>> CacheDirectory::Open(Options opt
   rocks.ingest_folder = options.path;
   rocks.families = CacheFamilies();
   rocks.read_only = options.read_only;
+  rocks.reads = options.reads.has_value() ? *options.reads
+                                          : ChooseReads(DatabaseBytes(database), MemoryForFiles());
   rocks.disk_reserve_bytes = options.disk_reserve_bytes;
   rocks.on_background_error = std::move(options.on_background_error);
   auto store = OpenRocksKvStore(rocks);
