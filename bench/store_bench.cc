@@ -8,9 +8,11 @@
 //   ingest-cache, ingest-flat             durable puts of --records records
 //   open-cache                            opening a cache for reading, then for writing
 //   fill-rows                             a cache of what a teacher said, for its bytes a token
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -38,10 +40,11 @@
 namespace stillhouse {
 namespace {
 
-constexpr uint64_t kGroupBytes = kPutGroupBytesMax;  // of one sync, ours and the flat file's
-constexpr uint64_t kInFlightBytesMax = 96ull << 20;  // of puts that are not acknowledged
+constexpr uint64_t kGroupBytes = kPutGroupBytesMax;   // of one sync, ours and the flat file's
+constexpr uint64_t kInFlightBytesMax = 128ull << 20;  // of puts that are not acknowledged
 constexpr uint64_t kAnyBytes = 1ull << 40;
 constexpr int kReadThreads = 2;
+constexpr int kReadsInFlight = 4;  // of a client, as a student's
 
 struct Options {
   std::string mode, dir, address;
@@ -191,18 +194,26 @@ nlohmann::json ReadClient(const Options& options) {
   auto client = MakeCacheClient(*rpc);
   std::thread thread([&] { loop.Run(); });
   const auto batches = ReadBatches(options);
-  uint64_t bytes = 0;
+  std::atomic<size_t> next{0};     // batch
+  std::atomic<uint64_t> bytes{0};  // of all readers
   const auto start = Clock::now();
-  for (const std::vector<PartKey>& keys : batches) {
-    const auto parts = CallAndWait<std::vector<std::optional<Part>>>(
-        loop, [&](auto done) { client->Get(keys, std::move(done)); });
-    SH_CHECK_OK(parts);
-    for (const std::optional<Part>& part : *parts) bytes += part->payload.size();
+  std::vector<std::thread> readers;
+  for (int r = 0; r < kReadsInFlight; ++r) {
+    readers.emplace_back([&] {
+      for (size_t b = next++; b < batches.size(); b = next++) {
+        const auto parts = CallAndWait<std::vector<std::optional<Part>>>(
+            loop, [&](auto done) { client->Get(batches[b], std::move(done)); });
+        SH_CHECK_OK(parts);
+        for (const std::optional<Part>& part : *parts) bytes += part->payload.size();
+      }
+    });
   }
+  for (std::thread& reader : readers) reader.join();
   const double seconds = SecondsSince(start);
   loop.Stop();
   thread.join();
-  return {{"seconds", seconds}, {"bytes", bytes}};
+  SH_CHECK(bytes == options.count * options.data.PayloadBytes(), "records are missing");
+  return {{"seconds", seconds}, {"bytes", bytes.load()}};
 }
 
 // Puts as a server takes them: checked and grouped by the store's threads, each acknowledged once
@@ -336,6 +347,9 @@ int Main(int argc, char** argv) {
   app.add_flag("--stats", options.stats, "of fill-rows: the section stats as well");
   app.add_flag("!--no-readahead", options.readahead, "MDB_NORDAHEAD");
   CLI11_PARSE(app, argc, argv);
+  // As cache_server and the trainer keep theirs.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
   using Run = nlohmann::json (*)(const Options&);
   const std::map<std::string, Run> runs = {
       {"fill-cache", FillCache},       {"fill-lmdb", FillLmdb},       {"fill-flat", FillFlat},
