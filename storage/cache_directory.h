@@ -25,7 +25,8 @@ class CacheDirectory {
     std::string path;
     bool read_only = false;
     uint64_t disk_reserve_bytes = RocksOptions().disk_reserve_bytes;
-    // None: mapped if the database fits into memory now, else direct (storage/choose_reads.h).
+    // None: mapped if the database fits into memory now or its file system knows no direct reads,
+    // else direct (storage/choose_reads.h).
     std::optional<KvReads> reads;
     std::function<void(absl::Status)> on_background_error;  // as RocksOptions
   };

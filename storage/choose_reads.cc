@@ -1,6 +1,8 @@
 #include "storage/choose_reads.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <limits>
@@ -83,6 +85,12 @@ uint64_t DatabaseBytes(const std::string& folder) {
     }
   }
   return bytes;
+}
+
+bool SupportsDirectReads(const std::string& file) {
+  const int fd = open(file.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+  if (fd >= 0) close(fd);
+  return fd >= 0;
 }
 
 KvReads ChooseReads(uint64_t database_bytes, uint64_t memory_bytes) {

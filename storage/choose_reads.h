@@ -17,6 +17,9 @@ uint64_t MemoryForFiles(const std::string& root = "/");
 // Of the files in `folder`, those of a database; 0 if there is none.
 uint64_t DatabaseBytes(const std::string& folder);
 
+// Whether `file`, which is there, can be read past the page cache: not every file system can.
+bool SupportsDirectReads(const std::string& file);
+
 KvReads ChooseReads(uint64_t database_bytes, uint64_t memory_bytes);
 
 }  // namespace stillhouse

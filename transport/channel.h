@@ -54,8 +54,8 @@ class ClientChannel {
   virtual absl::Status Send(Frames frames) = 0;
 };
 
-// The bytes of a frame: moved out of it when nobody else holds it, else copied. REQUIRES: the string
-// was not made const, as no received frame is.
+// The bytes of a frame: moved out of it when nobody else holds it, else copied. REQUIRES: the
+// string was not made const, as no received frame is.
 std::string TakeBytes(Frame frame);
 
 // Ok, or InvalidArgument saying which limit `frames` breaks.
