@@ -54,7 +54,7 @@ class SyntheticDocument {
   explicit SyntheticDocument(uint64_t number) : random_(/*seed=*/7, number), number_(number) {}
 
   void AddRow(DocumentRows* rows) {
-    const double exponent = 1.3 + 0.9 * random_.NextUniform();
+    const double exponent = 1.1 + 0.9 * random_.NextUniform();
     std::vector<double> below(kVocabulary + 1, 0.0);
     for (uint32_t rank = 0; rank < kVocabulary; ++rank) {
       below[rank + 1] = below[rank] + std::pow(rank + 1.0, -exponent);

@@ -39,7 +39,7 @@ absl::Status WriteTeacherRows(const std::string& path, const TeacherRows& rows);
 absl::StatusOr<TeacherRows> ReadTeacherRows(const std::string& path);
 
 // Distributions over 49,152 ids that fall as a power of the rank, with an exponent that changes
-// from row to row so that the entropy is about 4.4 bits and 50 draws give some 19 unique ids, as
+// from row to row so that the entropy is about 4.5 bits and 50 draws give some 19 unique ids, as
 // measured on SmolLM2 over technical text; ids that a document says often it says again.
 TeacherRows SyntheticTeacherRows(uint32_t documents, uint32_t rows);
 
