@@ -42,8 +42,7 @@ class MemoryKvStore final : public KvStore {
     return values;
   }
 
-  absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted,
-                     KvVisitor visit) override {
+  absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted, KvVisitor visit) override {
     for (size_t i = 0; i < wanted.size(); ++i) {
       SH_ASSIGN_OR_RETURN(const std::optional<std::string> value, Get(family, wanted[i].key));
       SH_RETURN_IF_ERROR(
