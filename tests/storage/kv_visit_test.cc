@@ -99,8 +99,9 @@ TEST_P(KvVisitTest, AnErrorOfTheVisitorEndsIt) {
 
 TEST_P(KvVisitTest, ReadsAgainWhatItsVisitorFindsWrong) {
   std::vector<size_t> seen;
+  const std::vector<KvWanted> wanted = {KvWanted{"b", 300'000}, KvWanted{"d", 300'000}};
   const absl::Status status =
-      store_->Visit(0, {{{"b", 300'000}, {"d", 300'000}}}, [&](size_t i, auto) {
+      store_->Visit(0, wanted, [&](size_t i, std::optional<absl::string_view>) {
         seen.push_back(i);
         return i == 1 ? absl::DataLossError("a checksum of the visitor's own") : absl::OkStatus();
       });
@@ -132,9 +133,11 @@ TEST_P(KvVisitTest, ADamagedFileIsDataLossAndItsNeighboursAreServed) {
     options.read_only = true;
     store_ = *OpenRocksKvStore(options);
     for (const char asked : {'b', 'd', 'f'}) {
-      const absl::Status status = store_->Visit(
-          0, {{{std::string(1, asked), 300'000}}}, [&](size_t, std::optional<absl::string_view> v) {
-            return v == LargeValue(asked) ? absl::OkStatus() : absl::DataLossError("other bytes");
+      const std::vector<KvWanted> wanted = {KvWanted{std::string(1, asked), 300'000}};
+      const absl::Status status =
+          store_->Visit(0, wanted, [&](size_t, std::optional<absl::string_view> value) {
+            return value == LargeValue(asked) ? absl::OkStatus()
+                                              : absl::DataLossError("other bytes");
           });
       EXPECT_EQ(status.code(), asked == key ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk)
           << status;
