@@ -29,7 +29,7 @@ sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds
 test-quickstart: build  ## the quickstart with its results checked: about 15 minutes
 	@tools/run_tests.sh build -L slow
 
-bench: deps  ## the benchmarks, in preset release
+bench:  ## the figures of docs/benchmarks.md: about 20 minutes; needs 12 GB of disk
 	@tools/bench.sh
 
 lint:  ## formatting, layering, clang-tidy on what was touched lately, thread safety

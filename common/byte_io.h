@@ -37,6 +37,7 @@ class ByteWriter {
   }
   void PutDigest(const Digest& digest) { PutRaw(digest.AsStringView()); }
 
+  void Reserve(size_t bytes) { out_.reserve(bytes); }
   size_t size() const { return out_.size(); }
   const std::string& bytes() const { return out_; }
   std::string Take() { return std::move(out_); }

@@ -2,6 +2,9 @@
 
 #include <openssl/evp.h>
 #include <xxhash.h>
+#if defined(__x86_64__) && __has_include(<xxh_x86dispatch.h>)
+#include <xxh_x86dispatch.h>  // the functions of the same names, by what the processor can do
+#endif
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"

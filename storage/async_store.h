@@ -18,7 +18,7 @@
 
 namespace stillhouse {
 
-inline constexpr uint64_t kPutGroupBytesMax = 32ull << 20;  // of the puts that share one sync
+inline constexpr uint64_t kPutGroupBytesMax = 64ull << 20;  // of the puts that share one sync
 
 class AsyncStore {
  public:

@@ -6,6 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "common/status.h"
+#include "storage/choose_reads.h"
 
 namespace stillhouse {
 namespace {
@@ -40,6 +41,11 @@ absl::Status ExplainHeld(const absl::Status& status, const CacheDirectory::Optio
                                      : "stop that one first, or choose another --dir"));
 }
 
+KvReads ReadsFor(const std::string& database) {
+  const KvReads reads = ChooseReads(DatabaseBytes(database), MemoryForFiles());
+  return SupportsDirectReads(JoinPath(database, "CURRENT")) ? reads : KvReads::kMapped;
+}
+
 // Damage is named once, here, with what the user can do about it.
 absl::Status ExplainDamage(const absl::Status& status, const std::string& path) {
   if (status.code() != absl::StatusCode::kDataLoss) return status;
@@ -70,6 +76,7 @@ absl::StatusOr<std::unique_ptr<CacheDirectory>> CacheDirectory::Open(Options opt
   rocks.ingest_folder = options.path;
   rocks.families = CacheFamilies();
   rocks.read_only = options.read_only;
+  rocks.reads = options.reads.has_value() ? *options.reads : ReadsFor(database);
   rocks.disk_reserve_bytes = options.disk_reserve_bytes;
   rocks.on_background_error = std::move(options.on_background_error);
   auto store = OpenRocksKvStore(rocks);

@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -24,6 +25,9 @@ class CacheDirectory {
     std::string path;
     bool read_only = false;
     uint64_t disk_reserve_bytes = RocksOptions().disk_reserve_bytes;
+    // None: mapped if the database fits into memory now or its file system knows no direct reads,
+    // else direct (storage/choose_reads.h).
+    std::optional<KvReads> reads;
     std::function<void(absl::Status)> on_background_error;  // as RocksOptions
   };
   // FailedPrecondition if another process holds the directory in a way that excludes this one;

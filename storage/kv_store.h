@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
@@ -83,6 +84,15 @@ struct KvScanResult {
   bool more = false;  // the range holds further keys
 };
 
+// A value to be read, and about how many bytes it has: small neighbours are fetched in one go.
+struct KvWanted {
+  std::string key;
+  uint64_t bytes = 0;
+};
+// Called with the position of the key and the value, which lives during the call; nothing when the
+// key is absent.
+using KvVisitor = absl::FunctionRef<absl::Status(size_t, std::optional<absl::string_view>)>;
+
 // A file of entries being prepared for Ingest, beside the database and ending in ".ingest" until
 // then. Not thread-safe. Dropped without Ingest, it leaves nothing behind.
 class KvSortedFile {
@@ -103,6 +113,13 @@ class KvStore {
   // As many answers as keys, in order.
   virtual absl::StatusOr<std::vector<std::optional<std::string>>> MultiGet(
       KvFamily family, absl::Span<const std::string> keys) = 0;
+  // Visits the value of each key in order, without a copy where the store has the value in memory.
+  // `visit` checks values by a checksum of their own and answers DataLoss for what does not match:
+  // the store may leave its own checks to it, and where it did it reads such a value again with
+  // them, so that damage is found twice and a wrong answer never given. Stops at the first error.
+  // REQUIRES: keys do not descend.
+  virtual absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted,
+                             KvVisitor visit) = 0;
   virtual absl::StatusOr<KvScanResult> Scan(KvFamily family, const KvScanOptions& options) = 0;
   // Bytes on disk of the keys in [begin, end), within about a block; what is still in memory counts
   // too.
@@ -130,6 +147,11 @@ class KvStore {
   virtual absl::Status Close() = 0;
 };
 
+// How files are read. Mapped: through the page cache, in place; right while the database fits into
+// memory. Direct: past the page cache, with read-ahead of our own; right when it does not, where
+// page faults would fetch it by small pieces.
+enum class KvReads : uint8_t { kMapped, kDirect };
+
 struct RocksOptions {
   std::string path;           // folder of the database, made if need be
   std::string ingest_folder;  // for files being prepared, on the same file system; "": `path`
@@ -137,6 +159,7 @@ struct RocksOptions {
   bool read_only = false;    // NotFound if there is no database; nothing is changed on disk
   int open_files_max = 400;  // fits `ulimit -n 1024` beside sockets and logs
   uint64_t block_cache_bytes = 64ull << 20;
+  KvReads reads = KvReads::kMapped;
   // Kept free on the disk: writes are refused before the database could be stopped by a full one in
   // the middle of a flush. 0: no such check.
   uint64_t disk_reserve_bytes = 160ull << 20;

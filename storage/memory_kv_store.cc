@@ -42,6 +42,15 @@ class MemoryKvStore final : public KvStore {
     return values;
   }
 
+  absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted, KvVisitor visit) override {
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      SH_ASSIGN_OR_RETURN(const std::optional<std::string> value, Get(family, wanted[i].key));
+      SH_RETURN_IF_ERROR(
+          visit(i, value.has_value() ? std::optional<absl::string_view>(*value) : std::nullopt));
+    }
+    return absl::OkStatus();
+  }
+
   absl::StatusOr<KvScanResult> Scan(KvFamily family, const KvScanOptions& options) override {
     SH_CHECK(options.entries_max > 0 && options.entries_max <= kKvScanEntriesMax);
     MutexLock lock(mutex_);

@@ -77,17 +77,21 @@ absl::StatusOr<Place> ParsePlaceKey(absl::string_view key) {
 }
 
 std::string EncodePartRecord(const PartRecord& record) {
-  ByteWriter body;
-  body.Put(record.codec);
-  body.Put<uint16_t>(0);  // reserved
-  body.Put(record.table);
-  body.Put(record.origin);
-  body.PutDigest(record.key.section);
-  body.Put(record.key.row_begin);
-  body.Put(record.row_count);
-  body.Put(static_cast<uint32_t>(record.payload.size()));
-  body.PutRaw(record.payload);
-  return Seal(kPartMagic, body.bytes());
+  ByteWriter out;
+  out.Reserve(kRecordOverheadBytes + record.payload.size());
+  out.PutRaw(kPartMagic);
+  out.Put(kRecordVersion);
+  out.Put(record.codec);
+  out.Put<uint16_t>(0);  // reserved
+  out.Put(record.table);
+  out.Put(record.origin);
+  out.PutDigest(record.key.section);
+  out.Put(record.key.row_begin);
+  out.Put(record.row_count);
+  out.Put(static_cast<uint32_t>(record.payload.size()));
+  out.PutRaw(record.payload);
+  out.Put(Xxh3(out.bytes()));
+  return out.Take();
 }
 
 absl::StatusOr<PartRecord> ParsePartRecord(absl::string_view bytes) {

@@ -18,6 +18,8 @@
 #include "common/log.h"
 #include "common/status.h"
 #include "storage/kv_store.h"
+#include "storage/rocks_status.h"
+#include "storage/rocks_visit.h"
 
 namespace stillhouse {
 namespace {
@@ -26,17 +28,6 @@ constexpr int kMemtablesMax = 3;  // per family, so that a flush does not stop w
 constexpr uint64_t kLogBytesMax = 128ull << 20;  // of all live logs: bounds the replay at open
 
 rocksdb::Slice ToSlice(absl::string_view bytes) { return {bytes.data(), bytes.size()}; }
-
-absl::Status ToAbsl(const rocksdb::Status& status, absl::string_view action) {
-  if (status.ok()) return absl::OkStatus();
-  const std::string message = absl::StrCat(action, ": ", status.ToString());
-  if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
-  if (status.IsCorruption()) return absl::DataLossError(message);
-  if (status.IsNotFound() || status.IsPathNotFound()) return absl::NotFoundError(message);
-  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
-  if (status.IsBusy() || status.IsTryAgain()) return absl::UnavailableError(message);
-  return absl::InternalError(message);
-}
 
 class ErrorListener final : public rocksdb::EventListener {
  public:
@@ -73,7 +64,7 @@ class NoLog final : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
-rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family,
+rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family, KvReads reads,
                                            const std::shared_ptr<rocksdb::Cache>& cache) {
   rocksdb::ColumnFamilyOptions options;
   options.write_buffer_size = family.memtable_bytes;
@@ -89,7 +80,10 @@ rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family,
   table.format_version = 5;
   table.checksum = rocksdb::kXXH3;
   table.block_cache = cache;
-  table.cache_index_and_filter_blocks = true;  // bounded memory however many files there are
+  // Bounded memory however many files there are: by the block cache, or, for mapped files, whose
+  // blocks are not cached, by the number of open ones. Those read and check their index and filter
+  // once.
+  table.cache_index_and_filter_blocks = reads == KvReads::kDirect;
   table.block_size = 16 << 10;
   if (family.point_lookups) table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
   options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
@@ -107,10 +101,19 @@ rocksdb::DBOptions DatabaseOptions(const RocksOptions& options, bool create,
   db.max_open_files = options.open_files_max;
   db.max_total_wal_size = kLogBytesMax;
   db.skip_stats_update_on_db_open = true;  // it reads every file at open
+  db.allow_mmap_reads = options.reads == KvReads::kMapped;
+  db.use_direct_reads = options.reads == KvReads::kDirect;
   db.max_bgerror_resume_count = 0;
   db.info_log = std::make_shared<NoLog>();
   db.listeners.push_back(listener);
   return db;
+}
+
+// The disk writes a file while it is made, so that little is left to sync.
+rocksdb::EnvOptions FileOptions() {
+  rocksdb::EnvOptions options;
+  options.bytes_per_sync = 1 << 20;
+  return options;
 }
 
 class RocksSortedFile final : public KvSortedFile {
@@ -120,7 +123,7 @@ class RocksSortedFile final : public KvSortedFile {
       : family(family),
         path(std::move(path)),
         // The page cache is kept: students read what was just written.
-        writer(rocksdb::EnvOptions(), options, handle, /*invalidate_page_cache=*/false) {}
+        writer(FileOptions(), options, handle, /*invalidate_page_cache=*/false) {}
   ~RocksSortedFile() override { unlink(path.c_str()); }
 
   absl::Status Add(absl::string_view key, absl::string_view value) override {
@@ -150,6 +153,7 @@ class RocksKvStore final : public KvStore {
         file_options_(std::move(file_options)),
         listener_(std::move(listener)) {
     read_.verify_checksums = true;
+    reader_ = MakeRocksReader(*db_, options_.reads, options_.path);
   }
 
   ~RocksKvStore() override {
@@ -178,6 +182,10 @@ class RocksKvStore final : public KvStore {
       values[i] = found[i].ToString();
     }
     return values;
+  }
+
+  absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted, KvVisitor visit) override {
+    return reader_->Visit(Handle(family), wanted, visit);
   }
 
   absl::StatusOr<KvScanResult> Scan(KvFamily family, const KvScanOptions& options) override {
@@ -270,7 +278,6 @@ class RocksKvStore final : public KvStore {
     rocksdb::IngestExternalFileOptions ingest;
     ingest.move_files = true;
     ingest.write_global_seqno = false;
-    ingest.verify_checksums_before_ingest = true;
     return StopIfFailed(
         ToAbsl(db_->IngestExternalFile(Handle(sorted.family), {sorted.path}, ingest),
                Where("ingesting into")));
@@ -297,6 +304,7 @@ class RocksKvStore final : public KvStore {
     if (db_ == nullptr) return absl::OkStatus();
     absl::Status status;
     if (!options_.read_only && !listener_->stopped()) status = Flush();
+    reader_.reset();
     for (rocksdb::ColumnFamilyHandle* handle : handles_) {
       db_->DestroyColumnFamilyHandle(handle).PermitUncheckedError();
     }
@@ -339,8 +347,9 @@ class RocksKvStore final : public KvStore {
   std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // constant until Close
   const rocksdb::Options file_options_;
   const std::shared_ptr<ErrorListener> listener_;
-  rocksdb::ReadOptions read_;           // constant after construction
-  std::atomic<uint64_t> next_file_{1};  // names of files being prepared
+  rocksdb::ReadOptions read_;            // constant after construction
+  std::unique_ptr<RocksReader> reader_;  // constant after construction
+  std::atomic<uint64_t> next_file_{1};   // names of files being prepared
 };
 
 }  // namespace
@@ -388,7 +397,7 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
   std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = {
       {rocksdb::kDefaultColumnFamilyName, unused}};
   for (const KvFamilyOptions& family : options.families) {
-    descriptors.emplace_back(family.name, FamilyOptions(family, cache));
+    descriptors.emplace_back(family.name, FamilyOptions(family, options.reads, cache));
   }
   const auto listener = std::make_shared<ErrorListener>(options.on_background_error);
   const rocksdb::DBOptions db_options =
@@ -402,7 +411,8 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
   SH_RETURN_IF_ERROR(ToAbsl(opened, absl::StrCat("opening ", options.path)));
   return std::make_unique<RocksKvStore>(
       options, db, std::move(handles),
-      rocksdb::Options(db_options, FamilyOptions(options.families[0], cache)), listener);
+      rocksdb::Options(db_options, FamilyOptions(options.families[0], options.reads, cache)),
+      listener);
 }
 
 }  // namespace stillhouse

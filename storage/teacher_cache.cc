@@ -329,34 +329,50 @@ absl::StatusOr<std::vector<std::optional<IndexEntry>>> TeacherCache::Find(
   return entries;
 }
 
-absl::StatusOr<std::vector<std::optional<Part>>> TeacherCache::Get(absl::Span<const PartKey> keys,
-                                                                   uint64_t bytes_max) {
+absl::StatusOr<size_t> TeacherCache::Visit(absl::Span<const PartKey> keys, uint64_t bytes_max,
+                                           PartVisitor visit) {
   SH_ASSIGN_OR_RETURN(const auto entries, Find(keys));
-  std::vector<std::string> places;
-  std::vector<size_t> wanted;
+  std::vector<size_t> order;  // of the keys that are there, by place
   uint64_t bytes = 0;
   size_t answered = 0;
   for (; answered < keys.size(); ++answered) {
     if (!entries[answered].has_value()) continue;
     bytes += entries[answered]->record_bytes;
     if (bytes > bytes_max && answered > 0) break;
-    places.push_back(PlaceKey(entries[answered]->place));
-    wanted.push_back(answered);
+    order.push_back(answered);
   }
-  SH_ASSIGN_OR_RETURN(const auto records, store_.MultiGet(kCacheData, places));
-  std::vector<std::optional<Part>> parts(answered);
-  for (size_t r = 0; r < records.size(); ++r) {
-    const PartKey& key = keys[wanted[r]];
-    if (!records[r].has_value()) {
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return entries[a]->place < entries[b]->place; });
+  std::vector<KvWanted> wanted;
+  wanted.reserve(order.size());
+  for (const size_t i : order) {
+    wanted.push_back({PlaceKey(entries[i]->place), entries[i]->record_bytes});
+  }
+  const auto check = [&](size_t w, std::optional<absl::string_view> bytes) -> absl::Status {
+    const PartKey& key = keys[order[w]];
+    if (!bytes.has_value()) {
       return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
     }
-    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*records[r]), Describe(key));
-    if (record.key != key || record.row_count != entries[wanted[r]]->row_count) {
+    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*bytes), Describe(key));
+    if (record.key != key || record.row_count != entries[order[w]]->row_count) {
       return absl::DataLossError(
           absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
     }
-    parts[wanted[r]] = Part{key, record.row_count, std::string(record.payload)};
-  }
+    return visit(order[w], {record.row_count, record.payload});
+  };
+  SH_RETURN_IF_ERROR(store_.Visit(kCacheData, wanted, check));
+  return answered;
+}
+
+absl::StatusOr<std::vector<std::optional<Part>>> TeacherCache::Get(absl::Span<const PartKey> keys,
+                                                                   uint64_t bytes_max) {
+  std::vector<std::optional<Part>> parts(keys.size());
+  SH_ASSIGN_OR_RETURN(const size_t answered,
+                      Visit(keys, bytes_max, [&](size_t i, const PartView& part) {
+                        parts[i] = Part{keys[i], part.row_count, std::string(part.payload)};
+                        return absl::OkStatus();
+                      }));
+  parts.resize(answered);
   return parts;
 }
 

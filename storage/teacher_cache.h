@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "storage/kv_store.h"
@@ -65,6 +66,13 @@ struct SpecTotals {
 // values. Any thread: the costly half of a Put.
 absl::Status CheckPut(const PutItem& item);
 
+// What Visit shows of a part: it lies in the store's memory, and is gone after the call.
+struct PartView {
+  uint32_t row_count = 0;
+  absl::string_view payload;
+};
+using PartVisitor = absl::FunctionRef<absl::Status(size_t, const PartView&)>;
+
 class TeacherCache {
  public:
   // Takes the next incarnation. `new_store_id` names a cache that is opened for the first time.
@@ -85,6 +93,11 @@ class TeacherCache {
   // nullopt for what is not there. DataLoss names the part that is damaged.
   absl::StatusOr<std::vector<std::optional<Part>>> Get(absl::Span<const PartKey> keys,
                                                        uint64_t bytes_max);
+  // As Get, without a copy: calls `visit` with the position of each key that is there, in the order
+  // in which the parts lie on the disk. Answers how many keys the prefix has. An error of `visit`
+  // ends it.
+  absl::StatusOr<size_t> Visit(absl::Span<const PartKey> keys, uint64_t bytes_max,
+                               PartVisitor visit);
   absl::StatusOr<std::vector<std::optional<IndexEntry>>> Find(absl::Span<const PartKey> keys);
   // By canonical spec.
   absl::StatusOr<std::map<std::string, SpecTotals>> Totals();

@@ -60,6 +60,10 @@ class ClientChannel {
   virtual void SetConnected(absl::AnyInvocable<void()> connected) = 0;
 };
 
+// The bytes of a frame: moved out of it when nobody else holds it, else copied. REQUIRES: the
+// string was not made const, as no received frame is.
+std::string TakeBytes(Frame frame);
+
 // Ok, or InvalidArgument saying which limit `frames` breaks.
 absl::Status CheckMessageSize(const Frames& frames);
 uint64_t MessageBytes(const Frames& frames);

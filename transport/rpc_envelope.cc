@@ -59,7 +59,7 @@ absl::Status CheckProtocol(const Envelope& theirs, const RpcOptions& ours) {
                    ": use versions of Stillhouse that are at most one protocol apart"));
 }
 
-Frame MakeFrame(std::string bytes) { return std::make_shared<const std::string>(std::move(bytes)); }
+Frame MakeFrame(std::string bytes) { return std::make_shared<std::string>(std::move(bytes)); }
 
 Frames PackMessage(const Envelope& envelope, RpcMessage message) {
   Frames frames;

@@ -298,7 +298,7 @@ bool Socket::Receive(Frames* frames) {
       frames->clear();
       continue;
     }
-    frames->push_back(std::make_shared<const std::string>(part.bytes()));
+    frames->push_back(std::make_shared<std::string>(part.bytes()));
   }
   if (frames->size() != count) frames->clear();
   return true;

@@ -85,7 +85,7 @@ class CacheClientImpl final : public CacheClient {
         [done = std::move(done), status = std::move(status)]() mutable { done(status); });
   }
   void GetMore(std::shared_ptr<Getting> getting);
-  absl::Status TakeParts(Getting& getting, const RpcMessage& message);
+  absl::Status TakeParts(Getting& getting, RpcMessage message);
   void SendPiece(std::shared_ptr<Uploading> uploading);
   void AfterPiece(std::shared_ptr<Uploading> uploading, absl::StatusOr<RpcMessage> answer);
   void AskPiece(std::shared_ptr<Downloading> downloading);
@@ -134,7 +134,7 @@ void CacheClientImpl::Put(std::vector<Part> parts, Provenance provenance, Callba
     described->set_row_count(part.row_count);
     described->set_checksum(Xxh3(part.payload));
     bytes += part.payload.size();
-    payloads.push_back(std::make_shared<const std::string>(std::move(part.payload)));
+    payloads.push_back(std::make_shared<std::string>(std::move(part.payload)));
   }
   if (payloads.empty() || payloads.size() > kPutPartsMax || bytes > kPutBytesMax) {
     Fail<StoreAck>(std::move(done),
@@ -179,14 +179,14 @@ void CacheClientImpl::GetMore(std::shared_ptr<Getting> getting) {
   CallUntil(deadline, "cache.Get", MakeMessage(request),
             [this, getting](absl::StatusOr<RpcMessage> answer) {
               if (!answer.ok()) return getting->done(answer.status());
-              const absl::Status taken = TakeParts(*getting, *answer);
+              const absl::Status taken = TakeParts(*getting, *std::move(answer));
               if (!taken.ok()) return getting->done(taken);
               if (getting->parts.size() < getting->keys.size()) return GetMore(getting);
               getting->done(std::move(getting->parts));
             });
 }
 
-absl::Status CacheClientImpl::TakeParts(Getting& getting, const RpcMessage& message) {
+absl::Status CacheClientImpl::TakeParts(Getting& getting, RpcMessage message) {
   SH_ASSIGN_OR_RETURN(const auto response, ParseMessage<pb::CacheGetResponse>(message));
   const size_t asked = getting.keys.size() - getting.parts.size();
   if (response.parts_size() == 0 || static_cast<size_t>(response.parts_size()) > asked) {
@@ -206,12 +206,12 @@ absl::Status CacheClientImpl::TakeParts(Getting& getting, const RpcMessage& mess
     if (attachment >= message.attachments.size()) {
       return absl::DataLossError("the cache's answer lacks a payload");
     }
-    const std::string& payload = *message.attachments[attachment++];
+    std::string payload = TakeBytes(std::move(message.attachments[attachment++]));
     if (Xxh3(payload) != described.checksum()) {
       return absl::DataLossError(absl::StrCat("section ", key.section.ShortHex(), " row ",
                                               key.row_begin, " was damaged on its way"));
     }
-    getting.parts.push_back(Part{key, described.row_count(), payload});
+    getting.parts.push_back(Part{key, described.row_count(), std::move(payload)});
   }
   return absl::OkStatus();
 }

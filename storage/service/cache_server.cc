@@ -33,7 +33,7 @@ absl::StatusOr<std::vector<SectionSpec>> SpecsOf(
   return specs;
 }
 
-absl::StatusOr<PutItem> PutItemOf(const RpcMessage& message) {
+absl::StatusOr<PutItem> PutItemOf(RpcMessage message) {
   SH_ASSIGN_OR_RETURN(const auto request, ParseMessage<pb::PutRequest>(message));
   if (request.parts_size() != std::ssize(message.attachments)) {
     return absl::InvalidArgumentError("a put needs one payload for each part");
@@ -46,11 +46,11 @@ absl::StatusOr<PutItem> PutItemOf(const RpcMessage& message) {
   item.provenance.producer_class = request.producer_class();
   for (int i = 0; i < request.parts_size(); ++i) {
     SH_ASSIGN_OR_RETURN(const PartKey key, KeyOf(request.parts(i)));
-    const std::string& payload = *message.attachments[i];
+    std::string payload = TakeBytes(std::move(message.attachments[i]));
     if (Xxh3(payload) != request.parts(i).checksum()) {
       return absl::UnavailableError("a payload was damaged on its way; send it again");
     }
-    item.parts.push_back({key, request.parts(i).row_count(), payload});
+    item.parts.push_back({key, request.parts(i).row_count(), std::move(payload)});
   }
   return item;
 }
@@ -126,7 +126,7 @@ class CacheServerImpl final : public CacheServer {
 };
 
 void CacheServerImpl::Put(RpcMessage message, Respond respond) {
-  auto item = PutItemOf(message);
+  auto item = PutItemOf(std::move(message));
   if (!item.ok()) return respond(item.status());
   uint64_t bytes = 0;
   for (const Part& part : item->parts) bytes += part.payload.size();
@@ -170,7 +170,7 @@ void CacheServerImpl::Get(RpcMessage message, Respond respond) {
           described->set_found(true);
           described->set_row_count(parts[i]->row_count);
           described->set_checksum(Xxh3(parts[i]->payload));
-          payloads.push_back(std::make_shared<const std::string>(std::move(parts[i]->payload)));
+          payloads.push_back(std::make_shared<std::string>(std::move(parts[i]->payload)));
         }
         return MakeMessage(response, std::move(payloads));
       },

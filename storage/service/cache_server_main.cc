@@ -3,6 +3,7 @@
 // SIGTERM and SIGINT stop it cleanly: what was acknowledged is durable at any moment, a clean stop
 // also flushes. Exit codes: docs/exit-codes.md; 4 when another process holds the directory or the
 // address, 7 when the cache is damaged, 1 when the database stops (a full disk, a failing one).
+#include <malloc.h>
 #include <signal.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "common/event_loop.h"
 #include "common/file.h"
@@ -29,12 +31,26 @@ constexpr int kReadThreads = 2;
 // Answers that are on their way still leave after the database stopped.
 constexpr absl::Duration kLastAnswers = absl::Milliseconds(200);
 
+// Parts come and go by the megabyte. Memory that goes back to the kernel is zeroed page by page
+// when it comes again, which costs more than reading a part does; so it stays here.
+void KeepFreedMemory() {
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+}
+
 struct ServerOptions {
   std::string directory;
   std::string address;
   std::string ready_file;
   std::string log_file;
+  std::string reads = "auto";
 };
+
+std::optional<KvReads> ReadsOf(const std::string& name) {
+  if (name == "mapped") return KvReads::kMapped;
+  if (name == "direct") return KvReads::kDirect;
+  return std::nullopt;
+}
 
 // Why the database stopped by itself, told by one of its threads.
 class Stopped {
@@ -84,6 +100,7 @@ absl::Status Serve(const ServerOptions& options) {
     loop.PostAfter(kLastAnswers, [&] { loop.Stop(); });
   };
   SH_ASSIGN_OR_RETURN(const auto cache, CacheDirectory::Open({.path = options.directory,
+                                                              .reads = ReadsOf(options.reads),
                                                               .on_background_error = on_error}));
   SH_ASSIGN_OR_RETURN(const auto channel, MakeZmqServerChannel(loop, options.address));
   auto rpc = MakeRpcServer(*channel, loop);
@@ -115,6 +132,9 @@ int Main(int argc, char** argv) {
       ->required();
   app.add_option("--ready-file", options.ready_file,
                  "written as JSON {address, incarnation, pid, store_id} once it listens");
+  app.add_option("--reads", options.reads,
+                 "auto: mapped if the cache fits into memory when it is opened, else direct")
+      ->check(CLI::IsMember({"auto", "mapped", "direct"}));
   app.add_option("--log-file", options.log_file, "log lines go here as well");
   try {
     app.parse(argc, argv);
@@ -125,6 +145,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "cache_server: %s (cache_server --help)\n", error.what());
     return kExitUsage;
   }
+  KeepFreedMemory();
   absl::Status status = InitLog({.program = "cache_server", .file = options.log_file});
   if (status.ok()) status = Serve(options);
   if (status.ok()) return kExitOk;

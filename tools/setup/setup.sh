@@ -2,7 +2,7 @@
 # Brings what the build, the tests and the quickstart need: Debian packages, and LibTorch, the teacher
 # and the text under .deps/. Prints its plan first, does only what is missing, and asks nothing.
 #
-# usage: tools/setup/setup.sh [lint] [parity]
+# usage: tools/setup/setup.sh [lint] [parity] [bench]
 #
 # Each part is made beside its place and moved there, then stamped with the hash of what asked for it,
 # so an interrupted run leaves nothing half-made that counts as whole.
@@ -20,11 +20,13 @@ readonly DISK_NEEDED_MB=7000
 
 want_lint=
 want_parity=
+want_bench=
 for word in "$@"; do
   case $word in
     lint) want_lint=1 ;;
     parity) want_parity=1 ;;
-    *) echo "setup: unknown word '$word' (lint, parity)" >&2; exit 2 ;;
+    bench) want_bench=1 ;;
+    *) echo "setup: unknown word '$word' (lint, parity, bench)" >&2; exit 2 ;;
   esac
 done
 
@@ -40,7 +42,8 @@ python=/usr/bin/python3
 # ---- what is missing ------------------------------------------------------------------------------
 missing_packages() {
   local wanted
-  wanted=$(grep -hv '^#' $SETUP/packages.txt ${want_lint:+$SETUP/packages-lint.txt})
+  wanted=$(grep -hv '^#' $SETUP/packages.txt ${want_lint:+$SETUP/packages-lint.txt} \
+    ${want_bench:+$SETUP/packages-bench.txt})
   # shellcheck disable=SC2086
   { dpkg-query -W -f '${Package} ${db:Status-Status}\n' $wanted 2>/dev/null || true; } |
     awk -v wanted="$wanted" '
@@ -59,16 +62,19 @@ venv_stamp=$(stamp_of $SETUP/requirements.txt)
 teacher_stamp=$(stamp_of $SETUP/requirements-teacher.txt)
 corpus_stamp=$(stamp_of $SETUP/handbook.py)
 parity_stamp=$(stamp_of $SETUP/requirements-parity.txt)
+bench_stamp=$(stamp_of $SETUP/requirements-bench.txt)
 venv=''
 teacher=''
 corpus=''
 parity=''
+bench=''
 stamped $DEPS/venv/.stamp "$venv_stamp" || venv=1
 stamped $DEPS/teacher/.stamp "$teacher_stamp" || teacher=1
 stamped $DEPS/corpus/.stamp "$corpus_stamp" || corpus=1
 [ -z "$want_parity" ] || stamped $DEPS/parity/.stamp "$parity_stamp" || parity=1
+[ -z "$want_bench" ] || stamped $DEPS/bench/.stamp "$bench_stamp" || bench=1
 
-if [ -z "${packages// /}$venv$teacher$corpus$parity" ]; then
+if [ -z "${packages// /}$venv$teacher$corpus$parity$bench" ]; then
   say "setup: everything is here, nothing to install"
   exit 0
 fi
@@ -86,6 +92,7 @@ print_plan() {
   [ -z "$teacher" ] || say "  teacher          $TEACHER (Apache-2.0): download 93 MB, on disk 98 MB"
   [ -z "$corpus" ] || say "  text             English pages of Debian's debian-handbook: download 35 MB, on disk 1.2 MB"
   [ -z "$parity" ] || say "  transformers     with the whole of PyTorch into .deps/parity: download 2.8 GB, on disk 5.3 GB"
+  [ -z "$bench" ] || say "  numpy            to compare with, into .deps/bench: download 17 MB, on disk 70 MB"
   say "  time             1 to 5 minutes with a fast network"
 }
 print_plan
@@ -212,4 +219,5 @@ make_corpus() {
 [ -z "$teacher" ] || make_teacher
 [ -z "$corpus" ] || make_corpus
 [ -z "$parity" ] || make_venv $DEPS/parity "$parity_stamp" $SETUP/requirements-parity.txt
+[ -z "$bench" ] || make_venv $DEPS/bench "$bench_stamp" $SETUP/requirements-bench.txt
 say "setup: done"

@@ -1,0 +1,20 @@
+#include "storage/rocks_status.h"
+
+#include <rocksdb/status.h>
+
+#include "absl/strings/str_cat.h"
+
+namespace stillhouse {
+
+absl::Status ToAbsl(const rocksdb::Status& status, absl::string_view action) {
+  if (status.ok()) return absl::OkStatus();
+  const std::string message = absl::StrCat(action, ": ", status.ToString());
+  if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
+  if (status.IsCorruption()) return absl::DataLossError(message);
+  if (status.IsNotFound() || status.IsPathNotFound()) return absl::NotFoundError(message);
+  if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
+  if (status.IsBusy() || status.IsTryAgain()) return absl::UnavailableError(message);
+  return absl::InternalError(message);
+}
+
+}  // namespace stillhouse
