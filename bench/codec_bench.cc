@@ -4,7 +4,8 @@
 // EncodeSampled, DecodeSampled          ids and counts of 50 draws a row
 // DecodeSampledPortable                 the same without vector instructions
 // EncodeStats, DecodeStats              five numbers a row
-// EncodeTop64, DecodeTop64              64 ids and levels a row
+// EncodeTop64, DecodeTop64              64 ids and levels a row; DecodeTop64Portable
+// EncodeHiddenInt8, DecodeHiddenInt8    576 values a row; DecodeHiddenInt8Portable
 // EncodeRecorded, DecodeRecorded        the sampled parts of the cache in the folder that
 //                                       STILLHOUSE_BENCH_CACHE names, as they are cut there
 #include <benchmark/benchmark.h>
@@ -16,6 +17,7 @@
 
 #include "common/random.h"
 #include "common/status.h"
+#include "common/tensor_view.h"
 #include "storage/cache_directory.h"
 #include "storage/codec.h"
 #include "storage/codec/top_tokens.h"
@@ -146,16 +148,50 @@ void EncodeTopRows(benchmark::State& state) {
 }
 BENCHMARK(EncodeTopRows)->Name("EncodeTop64");
 
-void DecodeTopRows(benchmark::State& state) {
+void DecodeTopRows(benchmark::State& state, Instructions instructions) {
   const std::string payload = EncodeTopTokens(MakeTop(), 0, kRows);
   for (auto _ : state) {
     TopTokenRows rows;
-    SH_CHECK_OK(DecodeTopTokens(payload, kRows, kVocabulary, 64, &rows));
+    SH_CHECK_OK(DecodeTopTokens(payload, kRows, kVocabulary, 64, &rows, instructions));
     benchmark::DoNotOptimize(rows.ids.data());
   }
   ReportRows(state, payload.size());
 }
-BENCHMARK(DecodeTopRows)->Name("DecodeTop64");
+BENCHMARK_CAPTURE(DecodeTopRows, best, Instructions::kBest)->Name("DecodeTop64");
+BENCHMARK_CAPTURE(DecodeTopRows, portable, Instructions::kPortable)->Name("DecodeTop64Portable");
+
+HiddenRows MakeHidden() {
+  HiddenRows rows;
+  rows.hidden_size = 576;
+  RandomStream random(/*seed=*/7);
+  for (uint32_t i = 0; i < kRows * rows.hidden_size; ++i) {
+    rows.values.push_back(FloatToBf16(static_cast<float>(random.NextNormal())));
+  }
+  return rows;
+}
+
+void EncodeInt8Rows(benchmark::State& state) {
+  const HiddenRows rows = MakeHidden();
+  size_t bytes = 0;
+  for (auto _ : state) bytes = EncodeHiddenInt8(rows, 0, kRows).size();
+  ReportRows(state, bytes);
+}
+BENCHMARK(EncodeInt8Rows)->Name("EncodeHiddenInt8");
+
+void DecodeInt8Rows(benchmark::State& state, Instructions instructions) {
+  const std::string payload = EncodeHiddenInt8(MakeHidden(), 0, kRows);
+  HiddenRows rows;
+  rows.hidden_size = 576;
+  for (auto _ : state) {
+    rows.values.clear();
+    SH_CHECK_OK(DecodeHiddenInt8(payload, kRows, &rows, instructions));
+    benchmark::DoNotOptimize(rows.values.data());
+  }
+  ReportRows(state, payload.size());
+}
+BENCHMARK_CAPTURE(DecodeInt8Rows, best, Instructions::kBest)->Name("DecodeHiddenInt8");
+BENCHMARK_CAPTURE(DecodeInt8Rows, portable, Instructions::kPortable)
+    ->Name("DecodeHiddenInt8Portable");
 
 struct Recorded {
   std::vector<SampledRows> parts;

@@ -94,6 +94,13 @@ absl::Status DecodeStats(absl::string_view payload, uint32_t row_count, StatsRow
     SH_RETURN_IF_ERROR(DecodeColumn(&reader, row_count, &column));
   }
   if (!reader.AtEnd()) return MalformedPayload("stats", "bytes are left over");
+  constexpr auto kMost = static_cast<int64_t>(kStatsMagnitudeMax * kStatsScale);
+  for (const int column : {0, 1, 3, 4}) {
+    const auto [least, most] = std::minmax_element(columns[column].begin(), columns[column].end());
+    if (row_count > 0 && (*least < -kMost || *most > kMost)) {
+      return MalformedPayload("stats", "a value beyond the largest magnitude");
+    }
+  }
   for (const int64_t id : columns[2]) {
     if (id < 0 || id >= kVocabularyMax) return MalformedPayload("stats", absl::StrCat("id ", id));
   }

@@ -173,7 +173,10 @@ void AppendTopRow(absl::Span<const float> logprobs, const TopRule& rule, TopToke
   std::nth_element(sorted.begin(), least, sorted.end(), std::greater<>());
   const uint8_t cut = LevelOf(*least);  // every id of a lower level is among the first `count`
   std::vector<Candidate> candidates;
+  // Nothing below is of that level; the last level has no end.
+  const double last = cut == kLevels - 1 ? HUGE_VAL : LevelNats(static_cast<uint8_t>(cut + 1));
   for (size_t id = 0; id < logprobs.size(); ++id) {
+    if (-logprobs[id] > last) continue;
     const uint8_t level = LevelOf(logprobs[id]);
     if (level <= cut) candidates.push_back({level, static_cast<int32_t>(id)});
   }

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,9 @@ uint8_t LevelOf(double logprob);
 // the first 32 are the same, whether they are taken from a whole vocabulary or from its first 64.
 struct TopRule {
   uint32_t k = 0;  // the most ids of a row
-  double p = 1;    // logits/topp: no id more once those before it together have this probability
+  // logits/topp: no id more once those before it together have this probability. Not 1 where there
+  // is no such end: a sum may round to that.
+  double p = std::numeric_limits<double>::infinity();
 };
 // Appends a row of those that the rule takes, of a whole vocabulary. REQUIRES: k > 0, `logprobs`
 // are of ids 0, 1, … and no NaN, their exponentials sum to 1.

@@ -1,5 +1,8 @@
 // The codecs' payloads, the cache's records, and plan files.
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "common/file.h"
 #include "common/random.h"
@@ -95,16 +98,29 @@ FuzzTarget TopTarget() {
   for (const uint16_t count : sampled.counts) rows.levels.push_back(static_cast<uint8_t>(count));
   rows.residual_levels.assign(kRows, 40);
   return {"codec_top", {EncodeTopTokens(rows, 0, kRows)}, [](absl::string_view input) {
-            TopTokenRows decoded;
-            if (!DecodeTopTokens(input, kRows, kVocabulary, kDraws, &decoded).ok()) {
+            TopTokenRows decoded, twin;
+            const absl::Status status =
+                DecodeTopTokens(input, kRows, kVocabulary, kDraws, &decoded);
+            SH_CHECK(status == DecodeTopTokens(input, kRows, kVocabulary, kDraws, &twin,
+                                               Instructions::kPortable));
+            SH_CHECK(decoded.ids == twin.ids && decoded.levels == twin.levels);
+            if (!status.ok()) {
               SH_CHECK(decoded.rows() == 0 && decoded.ids.empty());
               return;
             }
             SH_CHECK(decoded.rows() == kRows && decoded.levels.size() == decoded.ids.size());
+            const TopTokenRows both[] = {decoded, KeepTop(decoded, 3)};
+            SH_CHECK(both[1].rows() == kRows);
             for (size_t row = 0; row < kRows; ++row) {
-              SH_CHECK(LogProbabilities(decoded, row).size() > 1);
+              for (const TopTokenRows& some : both) {
+                std::vector<float> values;
+                // Of what never was a distribution the fixed point keeps few digits.
+                if (std::abs(LogProbabilities(some, row, &values)) > kTopSumErrorMax) continue;
+                double sum = 0;
+                for (const float value : values) sum += std::exp(static_cast<double>(value));
+                SH_CHECK(std::abs(sum - 1) < 1e-6, "sum ", sum);
+              }
             }
-            SH_CHECK(KeepTop(decoded, 3).rows() == kRows);
           }};
 }
 
@@ -114,13 +130,58 @@ FuzzTarget HiddenTarget() {
   return {"codec_hidden",
           {EncodeHidden(rows, 0, kRows), EncodeHiddenInt8(rows, 0, kRows)},
           [](absl::string_view input) {
-            HiddenRows bytes{.hidden_size = kHiddenSize, .values = {}};
+            HiddenRows bytes{.hidden_size = kHiddenSize, .values = {}}, twin = bytes;
             const bool ok = DecodeHiddenInt8(input, kRows, &bytes).ok();
             SH_CHECK(bytes.rows() == (ok ? kRows : 0));
+            SH_CHECK(ok == DecodeHiddenInt8(input, kRows, &twin, Instructions::kPortable).ok() &&
+                     bytes.values == twin.values);
             HiddenRows decoded{.hidden_size = kHiddenSize, .values = {}};
             (void)DecodeHidden(input, kRows, &decoded);
             (void)CanonicalValues({.kind = SectionKind::kHiddenLast, .hidden_size = kHiddenSize},
                                   input, kRows);
+          }};
+}
+
+// A canonical name, a zero byte, a payload. Whatever is stored has gone through this.
+FuzzTarget SectionTarget() {
+  const SampledRows sampled = SomeSampled();
+  TopTokenRows top;
+  for (uint32_t row = 0; row < kRows; ++row) {
+    std::vector<float> logprobs(40, std::log(0.5f / 40));
+    logprobs[row] = std::log(0.5f + 0.5f / 40);
+    AppendTopRow(logprobs, {.k = 8}, &top);
+  }
+  HiddenRows hidden{.hidden_size = kHiddenSize, .values = {}};
+  hidden.values.assign(static_cast<size_t>(kRows) * kHiddenSize, 0x3f80);
+  const std::pair<const char*, SectionRows> rows[] = {
+      {"stats", SomeStats()},
+      {"logits/sampled?draws=50", sampled},
+      {"logits/topk?k=8", top},
+      {"logits/topp?p=0.9&k_max=8", top},
+      {"hidden/last?hidden_size=8&dtype=bf16", hidden},
+      {"hidden/11?hidden_size=8&dtype=int8", hidden}};
+  std::vector<std::string> seeds;
+  for (const auto& [name, some] : rows) {
+    seeds.push_back(name + std::string(1, '\0') +
+                    EncodeSection(*ParseSectionSpec(name), some, 0, kRows));
+    SH_CHECK_OK(
+        CanonicalValues(*ParseSectionSpec(name), seeds.back().substr(strlen(name) + 1), kRows));
+  }
+  return {"sections", seeds, [](absl::string_view input) {
+            const size_t end = std::min(input.find('\0'), input.size());
+            const auto spec = ParseSectionSpec(input.substr(0, end));
+            if (!spec.ok()) return;
+            SH_CHECK(spec->Canonical() == input.substr(0, end));
+            if (spec->RowsPerPart() < kRows) return;
+            const absl::string_view payload = input.substr(std::min(end + 1, input.size()));
+            const auto values = CanonicalValues(*spec, payload, kRows);
+            if (!values.ok()) return;
+            // What was accepted once encodes to rows with the same values.
+            SectionRows decoded = NoRows(*spec);
+            SH_CHECK_OK(DecodeSection(*spec, payload, kRows, kVocabularyMax, &decoded));
+            if (spec->dtype == HiddenDtype::kInt8) return;  // its scales need not be the least
+            const std::string again = EncodeSection(*spec, decoded, 0, kRows);
+            SH_CHECK(*CanonicalValues(*spec, again, kRows) == *values);
           }};
 }
 
@@ -221,7 +282,7 @@ FuzzTarget ExportTarget() {
 }  // namespace
 
 std::vector<FuzzTarget> StorageTargets() {
-  return {StatsTarget(),  SampledTarget(), TopTarget(), HiddenTarget(),
+  return {StatsTarget(),  SampledTarget(), TopTarget(), HiddenTarget(), SectionTarget(),
           RecordTarget(), ExportTarget(),  PlanTarget()};
 }
 

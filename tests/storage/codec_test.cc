@@ -109,6 +109,21 @@ TEST(StatsCodecTest, AbsurdRowCountsOfAConstantPayloadAreRefused) {
             absl::StatusCode::kDataLoss);
 }
 
+TEST(StatsCodecTest, ValuesThatNoEncoderTakesAreRefused) {
+  StatsRows rows;
+  rows.entropy = rows.logsumexp = rows.top1_logprob = rows.next_logprob = {0.0f};
+  rows.top1_id = {0};
+  std::string payload = EncodeStats(rows, 0, 1);
+  ASSERT_EQ(Hex(payload), "0100000000000000000000");
+  payload = payload.substr(0, 1) + "\x82\x80\x80\x80\x20" + payload.substr(2);  // 2^32 + 1
+  StatsRows decoded;
+  EXPECT_THAT(std::string(DecodeStats(payload, 1, &decoded).message()),
+              testing::HasSubstr("a value beyond the largest magnitude"));
+  payload[1] = '\x80';
+  SH_CHECK_OK(DecodeStats(payload, 1, &decoded));
+  EXPECT_EQ(decoded.entropy[0], kStatsMagnitudeMax);
+}
+
 TEST(HiddenCodecTest, GoldenBytes) {
   HiddenRows rows;
   rows.hidden_size = 2;
