@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
+#include "common/utf8.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/state.h"
 
@@ -145,9 +146,10 @@ void ChargeRows(State& state, Job& job, uint32_t chunk, uint64_t epoch, uint64_t
 
 void BlameWorker(Worker& worker, const std::string& reason, Effects& effects) {
   if (++worker.failures_in_a_row < kWorkerFailuresMax || !worker.leave.empty()) return;
-  worker.leave = absl::StrCat(worker.failures_in_a_row, " chunks failed one after another in ",
-                              worker.ref.name, ", the last with: ", reason);
-  worker.leave.resize(std::min(worker.leave.size(), kReasonBytesMax));
+  worker.leave =
+      CleanUtf8(absl::StrCat(worker.failures_in_a_row, " chunks failed one after another in ",
+                             worker.ref.name, ", the last with: ", reason),
+                kReasonBytesMax);
   effects.warnings.push_back(absl::StrCat("quarantined: ", worker.leave));
   effects.rows.insert({RowRef::Kind::kQuarantine, worker.ref.name});
 }

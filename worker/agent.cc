@@ -7,6 +7,7 @@
 #include "common/backoff.h"
 #include "common/log.h"
 #include "common/status.h"
+#include "common/utf8.h"
 #include "proto/control.pb.h"
 #include "transport/rpc.h"
 #include "worker/proto_call.h"
@@ -20,6 +21,7 @@ constexpr absl::Duration kCallDeadline = absl::Seconds(30);
 // it in the cache anyway when it asks there again.
 constexpr absl::Duration kReportDeadline = absl::Minutes(10);
 constexpr absl::Duration kGoodbyeDeadline = absl::Seconds(2);
+constexpr size_t kReasonBytesMax = 4000;  // the coordinator keeps less
 // Bounds on what a coordinator may ask for.
 constexpr absl::Duration kHeartbeatMin = absl::Milliseconds(10);
 constexpr absl::Duration kHeartbeatMax = absl::Minutes(1);
@@ -106,12 +108,12 @@ class AgentImpl final : public Agent {
     pb::RegisterRequest request;
     request.set_worker(options_.worker);
     request.set_incarnation(options_.incarnation);
-    request.set_host(options_.host);
+    request.set_host(CleanUtf8(options_.host));
     request.set_pid(options_.pid);
     request.set_role(pb::RegisterRequest::TEACHER);
     request.set_teacher(std::string(options_.teacher.AsStringView()));
     request.set_teacher_dtype(options_.teacher_dtype);
-    request.set_producer_class(options_.producer_class);
+    request.set_producer_class(CleanUtf8(options_.producer_class));
     request.set_state(StateName());
     if (grant_.has_value()) *request.add_held() = ToProto(*grant_);
     CallProto<pb::RegisterResponse>(rpc_, "control.Register", request, {.deadline = kCallDeadline},
@@ -317,7 +319,7 @@ class AgentImpl final : public Agent {
     request.set_worker(options_.worker);
     request.set_incarnation(options_.incarnation);
     *request.mutable_grant() = ToProto(*grant_);
-    request.set_reason(why.ToString());
+    request.set_reason(CleanUtf8(why.ToString(), kReasonBytesMax));
     request.set_chunk_at_fault(BlamesChunk(why));
     request.set_returned(returned);
     CallProto<pb::FailedResponse>(

@@ -260,6 +260,16 @@ TEST_F(AgentTest, T3_FailuresSayWhoseFaultTheyAre) {
   }
 }
 
+TEST_F(AgentTest, T3_AReasonOfAnyBytesArrives) {
+  options_.host = "h\xff";
+  StartWithChunk(7, 11);
+  EXPECT_EQ(coordinator_->registered.at(0).host(), "h\xef\xbf\xbd");
+  Finish(absl::InternalError("reading caf\xe9/x" + std::string(100'000, 'a')));
+  ASSERT_EQ(coordinator_->failed.size(), 1);
+  EXPECT_THAT(coordinator_->failed[0].reason(), HasSubstr("reading caf\xef\xbf\xbd/x"));
+  EXPECT_LT(coordinator_->failed[0].reason().size(), 10'000);
+}
+
 TEST_F(AgentTest, T3_AResultOutlivesAnOutage) {
   StartWithChunk(7, 11);
   coordinator_.reset();
