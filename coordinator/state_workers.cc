@@ -95,6 +95,14 @@ absl::Duration Grant(State& state, Job& job, uint32_t chunk, uint64_t epoch,
   return kLeaseLength;
 }
 
+// Was this epoch ever given out? A coming one would be given to somebody else later.
+bool WasGiven(const State& state, uint64_t epoch) {
+  const uint64_t incarnation = epoch >> 32;
+  const uint64_t count = epoch & 0xffffffff;
+  return incarnation < state.incarnation ||
+         (incarnation == state.incarnation && count <= state.grants_made);
+}
+
 // A grant that a worker presents: is it ours to give again?
 bool MayKeep(State& state, const WorkerRef& worker, const GrantRef& grant) {
   if (const Lease* lease = state.leases.Find(grant.epoch); lease != nullptr) {
@@ -102,7 +110,7 @@ bool MayKeep(State& state, const WorkerRef& worker, const GrantRef& grant) {
   }
   Job* job = FindJob(state, grant.job);
   if (job == nullptr || job->phase == JobPhase::kCancelled || grant.chunk >= job->chunks.size() ||
-      (grant.epoch >> 32) > state.incarnation) {
+      !WasGiven(state, grant.epoch)) {
     return false;
   }
   const Chunk& chunk = job->chunks.at(grant.chunk);

@@ -289,6 +289,22 @@ TEST_F(WorkersTest, GrantsOfASettledChunkOrAFutureCoordinatorAreNotKept) {
   EXPECT_THAT(Register("t", 1, {{"job/none", 0, 1}}), IsEmpty());
 }
 
+TEST_F(WorkersTest, AGrantThatIsStillToComeIsNotKept) {
+  SubmitAndReconcile(5);
+  Register("t", 1);
+  const GrantRef first = MustLease("t", 1);
+  Finish(first, "t", 1);
+  std::vector<GrantRef> coming;
+  for (uint64_t i = 1; i <= 3; ++i) coming.push_back({"job/j", 1, first.epoch + i});
+  EXPECT_THAT(Register("t", 1, coming), IsEmpty());
+  Register("u", 1);
+  for (uint64_t i = 1; i <= 3; ++i) {  // each was "used twice", and the coordinator gone
+    const GrantRef grant = MustLease("u", 1);
+    EXPECT_EQ(grant.epoch, first.epoch + i);
+    Finish(grant, "u", 1);
+  }
+}
+
 TEST_F(WorkersTest, RowsAreChargedToTheFirstRunOnceEvenIfReportedTwice) {
   SubmitAndReconcile(2);
   Register("t", 1);
