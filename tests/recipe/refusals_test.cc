@@ -194,6 +194,22 @@ TEST(RefusalTest, ValuesOutOfRange) {
   });
 }
 
+TEST(RefusalTest, NumbersWithALeadingZero) {
+  ExpectRefused(std::vector<Refusal>{
+      {"steps: 40", "steps: 040",
+       "23:12: students[0].steps: expected a whole number, got \"040\" with a leading zero"},
+      {"{keep: 15, by: block_influence}", "[3, 05]",
+       "15:40: students[0].init.layers[1]: expected a whole number from 0 to 999, got \"05\" with "
+       "a "
+       "leading zero"},
+      {"steps: 40", "steps: 40\n    seed: 007",
+       "24:11: students[0].seed: expected a whole number from 0 to 2^64 - 1, got \"007\" with a "
+       "leading zero"},
+      {"held_out: 0.05", "held_out: 00.05",
+       "7:13: dataset.held_out: expected a number, got \"00.05\" with a leading zero"},
+  });
+}
+
 TEST(RefusalTest, KeysOfLaterVersionsByName) {
   ExpectRefused(std::vector<Refusal>{
       {"{directory: cache}", "{servers: [a, b]}",
