@@ -194,6 +194,14 @@ TEST(RefusalTest, ValuesOutOfRange) {
   });
 }
 
+TEST(RefusalTest, ACacheBesideTheFoldersThatMayBeDeletedIsNone) {
+  for (const std::string beside : {"runs/.stillhouse-cache", "runs/cache", ".stillhouse"}) {
+    const auto recipe = ParseRecipe(
+        absl::StrReplaceAll(Sample(), {{"directory: cache", "directory: " + beside}}), "r.yaml");
+    EXPECT_TRUE(recipe.ok()) << recipe.status();
+  }
+}
+
 TEST(RefusalTest, NumbersWithALeadingZero) {
   ExpectRefused(std::vector<Refusal>{
       {"steps: 40", "steps: 040",
@@ -274,6 +282,12 @@ TEST(RefusalTest, KeysThatDoNotFitTogether) {
       {"from: teacher", "from: scratch",
        "15:51: students[0].init.layers.by: layers are chosen only with \"from: teacher\""},
       {"output: runs", "output: ./cache", "12:9: output: the same folder as cache.directory"},
+      {"{directory: cache}", "{directory: runs/.stillhouse}",
+       "11:20: cache.directory: inside .stillhouse of output, which may be deleted when a run has "
+       "ended: use a folder outside"},
+      {"{directory: cache}", "./runs/x/../.runs/cache/",
+       "11:8: cache.directory: inside .runs of output, which may be deleted when a run has "
+       "ended: use a folder outside"},
       {"shuffle_window: 8", "chunk_tokens: 500",
        "8:17: dataset.chunk_tokens: less than dataset.max_tokens, which is 512"},
       {"checkpoint: {every: 20, keep: 2}\n", "checkpoint: {every: 20, keep: 2}" + second,
