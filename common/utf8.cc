@@ -2,6 +2,9 @@
 
 #include <cstdint>
 
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+
 namespace stillhouse {
 namespace {
 
@@ -33,6 +36,12 @@ bool IsUtf8(absl::string_view text) {
     text.remove_prefix(length);
   }
   return true;
+}
+
+absl::Status CheckPathIsUtf8(absl::string_view path) {
+  if (IsUtf8(path)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "\"", absl::CEscape(path), "\": the path is not UTF-8: rename the file or folder"));
 }
 
 std::string CleanUtf8(absl::string_view text, size_t bytes_max) {

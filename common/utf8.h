@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
 namespace stillhouse {
@@ -17,6 +18,10 @@ namespace stillhouse {
 size_t Utf8Length(absl::string_view bytes);
 
 bool IsUtf8(absl::string_view text);
+
+// InvalidArgument that names `path`, escaped, unless it is UTF-8: recipes, messages and the journal
+// hold only such paths.
+absl::Status CheckPathIsUtf8(absl::string_view path);
 
 // Every byte that belongs to no UTF-8 sequence becomes U+FFFD; what is longer than `bytes_max` then
 // is cut between two characters.
