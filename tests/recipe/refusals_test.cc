@@ -210,7 +210,7 @@ TEST(RefusalTest, NumbersWithALeadingZero) {
        "15:40: students[0].init.layers[1]: expected a whole number from 0 to 999, got \"05\" with "
        "a "
        "leading zero"},
-      {"steps: 40", "steps: 40\n    seed: 007",
+      {"seed: 7", "seed: 007",
        "24:11: students[0].seed: expected a whole number from 0 to 2^64 - 1, got \"007\" with a "
        "leading zero"},
       {"held_out: 0.05", "held_out: 00.05",
@@ -283,10 +283,10 @@ TEST(RefusalTest, KeysThatDoNotFitTogether) {
        "15:51: students[0].init.layers.by: layers are chosen only with \"from: teacher\""},
       {"output: runs", "output: ./cache", "12:9: output: the same folder as cache.directory"},
       {"{directory: cache}", "{directory: runs/.stillhouse}",
-       "11:20: cache.directory: inside .stillhouse of output, which may be deleted when a run has "
+       "11:23: cache.directory: inside .stillhouse of output, which may be deleted when a run has "
        "ended: use a folder outside"},
       {"{directory: cache}", "./runs/x/../.runs/cache/",
-       "11:8: cache.directory: inside .runs of output, which may be deleted when a run has "
+       "11:11: cache.directory: inside .runs of output, which may be deleted when a run has "
        "ended: use a folder outside"},
       {"shuffle_window: 8", "chunk_tokens: 500",
        "8:17: dataset.chunk_tokens: less than dataset.max_tokens, which is 512"},
