@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "common/status.h"
+#include "common/utf8.h"
 #include "coordinator/limits.h"
 
 namespace stillhouse {
@@ -111,7 +112,7 @@ std::vector<uint64_t> ChunkTable::AddFailure(uint32_t index, ChunkFailure failur
       FailedIn(index, failure.worker)) {
     return {};
   }
-  failure.reason.resize(std::min(failure.reason.size(), kReasonBytesMax));
+  failure.reason = CleanUtf8(failure.reason, kReasonBytesMax);
   chunk.failures.push_back(std::move(failure));
   // While the cache is being asked its answer decides: it may be there in spite of everything.
   if (chunk.failures.size() < kChunkFailuresMax || chunk.state == ChunkState::kConfirming)
@@ -128,7 +129,7 @@ void ChunkTable::AddLoss(uint32_t index, ChunkFailure loss, bool solo) {
       std::any_of(chunk.solo_losses.begin(), chunk.solo_losses.end(),
                   [&](const ChunkFailure& earlier) { return earlier.worker == loss.worker; });
   if (!solo || known) return;
-  loss.reason.resize(std::min(loss.reason.size(), kReasonBytesMax));
+  loss.reason = CleanUtf8(loss.reason, kReasonBytesMax);
   chunk.solo_losses.push_back(std::move(loss));
 }
 

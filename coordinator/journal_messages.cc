@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "common/status.h"
+#include "common/utf8.h"
 #include "proto/journal.pb.h"
 
 namespace stillhouse {
@@ -72,10 +73,10 @@ RunProgress FromProto(const pb::JournalRun::Progress& in) {
   out.rows_per_s = in.rows_per_s();
   out.waited_s = in.waited_s();
   out.seconds = in.seconds();
-  out.message = in.message();
+  out.message = CleanUtf8(in.message());
   if (in.has_evaluation()) out.evaluation = FromProto(in.evaluation());
   out.parameters = in.parameters();
-  out.exported_to = in.exported_to();
+  out.exported_to = CleanUtf8(in.exported_to());
   return out;
 }
 
@@ -169,7 +170,7 @@ absl::Status DecodeJobState(absl::string_view body, Job* job) {
     return absl::DataLossError(absl::StrCat("no phase ", in.phase()));
   }
   job->phase = static_cast<JobPhase>(in.phase());
-  job->problem = in.problem();
+  job->problem = CleanUtf8(in.problem());
   job->rows_computed = in.rows_computed();
   job->parts_mismatched = in.parts_mismatched();
   job->capture_seconds = in.capture_seconds();
@@ -203,7 +204,7 @@ absl::Status DecodeChunk(absl::string_view body, uint32_t index, ChunkTable* chu
   }
   std::vector<ChunkFailure> failures;
   for (const auto& row : in.failures()) {
-    failures.push_back({{row.worker(), row.incarnation()}, row.reason()});
+    failures.push_back({{row.worker(), row.incarnation()}, CleanUtf8(row.reason())});
   }
   std::vector<ChunkCharge> charges;
   for (const auto& row : in.charges()) charges.push_back({row.epoch(), row.rows()});
@@ -266,7 +267,7 @@ absl::Status DecodeQuarantine(absl::string_view body, Worker* worker) {
   pb::JournalQuarantine in;
   SH_RETURN_IF_ERROR(Parse(body, &in));
   worker->ref = {in.worker(), in.incarnation()};
-  worker->leave = in.reason();
+  worker->leave = CleanUtf8(in.reason());
   return absl::OkStatus();
 }
 

@@ -47,6 +47,7 @@ inline constexpr size_t kChunksMax = 1'000'000;  // of a job: 16 billion tokens
 inline constexpr size_t kRunsMax = 1000;         // of a job
 inline constexpr size_t kWorkersMax = 20'000;    // twice what is promised
 inline constexpr size_t kHeldMax = 16;           // grants presented by one worker
+inline constexpr size_t kHeldGrantsKept = 32;    // of one worker, to know its late reports
 inline constexpr size_t kNameBytesMax = 256;
 inline constexpr size_t kRecipeBytesMax = 4 << 20;
 inline constexpr size_t kReasonBytesMax = 2000;  // of a failure, kept for people

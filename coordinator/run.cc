@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/utf8.h"
 #include "coordinator/limits.h"
 
 namespace stillhouse {
@@ -70,6 +71,8 @@ bool ApplyReport(Run& run, const RunProgress& progress, absl::Duration now) {
   std::optional<RunEvaluation> evaluation = progress.evaluation;
   if (!evaluation.has_value()) evaluation = std::move(run.last.evaluation);
   run.last = progress;
+  run.last.message = CleanUtf8(progress.message, kReasonBytesMax);
+  run.last.exported_to = CleanUtf8(progress.exported_to);
   run.last.evaluation = evaluation;
   if (progress.evaluation.has_value()) {
     run.final = progress.evaluation;

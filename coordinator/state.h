@@ -79,6 +79,21 @@ struct Job {
 
 // --- Workers
 
+struct GrantRef {
+  std::string job;
+  uint32_t chunk = 0;
+  uint64_t epoch = 0;
+  friend bool operator==(const GrantRef&, const GrantRef&) = default;
+};
+
+// One that a process of a worker has or had: only such a process is believed when it says that the
+// chunk failed, also when its lease has run out meanwhile or a new process has its name.
+struct HeldGrant {
+  GrantRef grant;
+  uint64_t incarnation = 0;
+  friend bool operator==(const HeldGrant&, const HeldGrant&) = default;
+};
+
 enum class WorkerLife : uint8_t { kAlive, kLost, kLeft };
 
 struct Worker {
@@ -96,6 +111,7 @@ struct Worker {
   std::string leave;  // not empty: quarantined, and why. Journaled
   uint64_t rows_done = 0;
   std::vector<uint64_t> past_incarnations;
+  std::deque<HeldGrant> held;  // the last kHeldGrantsKept, newest last
 };
 
 // --- Effects
@@ -136,6 +152,7 @@ struct Effects {
 struct State {
   uint64_t incarnation = 1;
   uint64_t grants_made = 0;
+  uint64_t failures_disbelieved = 0;  // reports of grants that their sender never held
   std::map<std::string, Job> jobs;
   std::map<std::string, Run> runs;
   std::map<std::string, Worker> workers;
@@ -177,13 +194,6 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
 void OnReconciled(State& state, const std::string& job, uint64_t generation, Effects& effects);
 
 // --- From teacher workers
-
-struct GrantRef {
-  std::string job;
-  uint32_t chunk = 0;
-  uint64_t epoch = 0;
-  friend bool operator==(const GrantRef&, const GrantRef&) = default;
-};
 
 struct RegisterEvent {
   WorkerRef worker;
@@ -240,6 +250,7 @@ struct FailedEvent {
   bool chunk_at_fault = false;
   bool returned = false;
 };
+// OK also when it is ignored, since that worker never held that grant. NotFound as OnDone.
 absl::Status OnFailed(State& state, const FailedEvent& event, absl::Duration now, Effects& effects);
 
 // --- From students

@@ -65,6 +65,10 @@ void EraseChunks(State& state, Job& job, Effects& effects) {
   for (uint32_t i = 0; i < job.chunks.size(); ++i) {
     RemoveLeases(state, std::vector<uint64_t>(job.chunks.at(i).grants));
   }
+  // A late report of a chunk of the old plan says nothing about the new one's.
+  for (auto& [name, worker] : state.workers) {
+    std::erase_if(worker.held, [&](const HeldGrant& held) { return held.grant.job == job.name; });
+  }
   job.durations.clear();
   job.durable_at.clear();
   effects.rows.insert({RowRef::Kind::kEraseChunks, job.name});

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
+#include "common/utf8.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/state.h"
 
@@ -78,20 +79,46 @@ void LoseWorker(State& state, Worker& worker, const std::string& how, Effects& e
   }
 }
 
-absl::Duration Grant(State& state, Job& job, uint32_t chunk, uint64_t epoch,
-                     const WorkerRef& worker, absl::Duration now) {
+void Grant(State& state, Job& job, uint32_t chunk, uint64_t epoch, Worker& worker,
+           absl::Duration now) {
   Lease lease;
   lease.epoch = epoch;
   lease.job = job.name;
   lease.chunk = chunk;
-  lease.worker = worker;
+  lease.worker = worker.ref;
   lease.granted_at = lease.progressed_at = now;
   lease.deadline = now + kLeaseLength;
   lease.solo = job.chunks.at(chunk).solo;
   job.chunks.Grant(chunk, epoch);
   state.leases.Add(std::move(lease));
+  worker.held.push_back({{job.name, chunk, epoch}, worker.ref.incarnation});
+  if (worker.held.size() > kHeldGrantsKept) worker.held.pop_front();
   if (!job.capture_started.has_value()) job.capture_started = now;
-  return kLeaseLength;
+}
+
+// Has or had this process that grant?
+bool HoldsOrHeld(const State& state, const WorkerRef& ref, const GrantRef& grant) {
+  auto it = state.workers.find(ref.name);
+  if (it == state.workers.end()) return false;
+  const std::deque<HeldGrant>& held = it->second.held;
+  return std::count(held.begin(), held.end(), HeldGrant{grant, ref.incarnation}) > 0;
+}
+
+void Disbelieve(State& state, const FailedEvent& event, Effects& effects) {
+  const uint64_t count = ++state.failures_disbelieved;
+  if ((count & (count - 1)) != 0) return;  // the 1st, 2nd, 4th, 8th… is worth a line
+  effects.warnings.push_back(absl::StrCat("ignored: ", event.worker.name, " says that ",
+                                          DescribeChunk(event.grant.job, event.grant.chunk),
+                                          " failed, but never held that grant; so far ", count,
+                                          " such reports"));
+}
+
+// Was this epoch ever given out? A coming one would be given to somebody else later.
+bool WasGiven(const State& state, uint64_t epoch) {
+  const uint64_t incarnation = epoch >> 32;
+  const uint64_t count = epoch & 0xffffffff;
+  return incarnation < state.incarnation ||
+         (incarnation == state.incarnation && count <= state.grants_made);
 }
 
 // A grant that a worker presents: is it ours to give again?
@@ -101,7 +128,7 @@ bool MayKeep(State& state, const WorkerRef& worker, const GrantRef& grant) {
   }
   Job* job = FindJob(state, grant.job);
   if (job == nullptr || job->phase == JobPhase::kCancelled || grant.chunk >= job->chunks.size() ||
-      (grant.epoch >> 32) > state.incarnation) {
+      !WasGiven(state, grant.epoch)) {
     return false;
   }
   const Chunk& chunk = job->chunks.at(grant.chunk);
@@ -145,9 +172,10 @@ void ChargeRows(State& state, Job& job, uint32_t chunk, uint64_t epoch, uint64_t
 
 void BlameWorker(Worker& worker, const std::string& reason, Effects& effects) {
   if (++worker.failures_in_a_row < kWorkerFailuresMax || !worker.leave.empty()) return;
-  worker.leave = absl::StrCat(worker.failures_in_a_row, " chunks failed one after another in ",
-                              worker.ref.name, ", the last with: ", reason);
-  worker.leave.resize(std::min(worker.leave.size(), kReasonBytesMax));
+  worker.leave =
+      CleanUtf8(absl::StrCat(worker.failures_in_a_row, " chunks failed one after another in ",
+                             worker.ref.name, ", the last with: ", reason),
+                kReasonBytesMax);
   effects.warnings.push_back(absl::StrCat("quarantined: ", worker.leave));
   effects.rows.insert({RowRef::Kind::kQuarantine, worker.ref.name});
 }
@@ -199,7 +227,7 @@ absl::StatusOr<std::vector<GrantRef>> OnRegister(State& state, const RegisterEve
   for (const GrantRef& grant : event.held) {
     if (!MayKeep(state, worker.ref, grant)) continue;
     if (state.leases.Find(grant.epoch) == nullptr) {
-      Grant(state, *FindJob(state, grant.job), grant.chunk, grant.epoch, worker.ref, now);
+      Grant(state, *FindJob(state, grant.job), grant.chunk, grant.epoch, worker, now);
     }
     kept.push_back(grant);
   }
@@ -267,7 +295,7 @@ LeaseAnswer OnLease(State& state, const LeaseEvent& event, absl::Duration now, E
   answer.leave = pick.leave;
   if (pick.job == nullptr) return answer;
   const uint64_t epoch = state.incarnation << 32 | ++state.grants_made;
-  Grant(state, *pick.job, pick.chunk, epoch, worker->ref, now);
+  Grant(state, *pick.job, pick.chunk, epoch, *worker, now);
   pick.job->rows_granted += pick.job->chunks.at(pick.chunk).spec.rows;
   answer.grant = GrantRef{pick.job->name, pick.chunk, epoch};
   answer.job = pick.job;
@@ -308,6 +336,10 @@ absl::Status OnDone(State& state, const DoneEvent& event, absl::Duration now, Ef
 absl::Status OnFailed(State& state, const FailedEvent& event, absl::Duration now,
                       Effects& effects) {
   SH_RETURN_IF_ERROR(CheckGrant(state, event.grant));
+  if (!HoldsOrHeld(state, event.worker, event.grant)) {
+    Disbelieve(state, event, effects);
+    return absl::OkStatus();
+  }
   Job& job = *FindJob(state, event.grant.job);
   const uint32_t chunk = event.grant.chunk;
   const Lease* lease = state.leases.Find(event.grant.epoch);

@@ -15,13 +15,26 @@ namespace {
 constexpr size_t kNameBytesMax = 64;
 constexpr size_t kSuggestBytesMax = 64;  // longer words get no suggestion
 
+bool IsPlainScalar(const YamlNode& node) {
+  return node.kind == YamlNode::Kind::kScalar && !node.quoted;
+}
+
+// 010 is ten to one reader of YAML and eight to another.
+bool HasLeadingZero(const YamlNode& node) {
+  if (!IsPlainScalar(node)) return false;
+  absl::string_view text = node.text;
+  if (!text.empty() && (text[0] == '-' || text[0] == '+')) text.remove_prefix(1);
+  return text.size() > 1 && text[0] == '0' && absl::ascii_isdigit(text[1]);
+}
+
 // What a node is, for "expected x, got y".
 std::string Describe(const YamlNode& node) {
   switch (node.kind) {
     case YamlNode::Kind::kNull:
       return "nothing";
     case YamlNode::Kind::kScalar:
-      return absl::StrCat(node.quoted ? "the text " : "", "\"", Printable(node.text), "\"");
+      return absl::StrCat(node.quoted ? "the text " : "", "\"", Printable(node.text), "\"",
+                          HasLeadingZero(node) ? " with a leading zero" : "");
     case YamlNode::Kind::kList:
       return "a list";
     case YamlNode::Kind::kMap:
@@ -30,12 +43,10 @@ std::string Describe(const YamlNode& node) {
   return "";
 }
 
-bool IsPlainScalar(const YamlNode& node) {
-  return node.kind == YamlNode::Kind::kScalar && !node.quoted;
-}
-
 bool ParseReal(const YamlNode& node, double* value) {
-  if (!IsPlainScalar(node) || !absl::SimpleAtod(node.text, value)) return false;
+  if (!IsPlainScalar(node) || HasLeadingZero(node) || !absl::SimpleAtod(node.text, value)) {
+    return false;
+  }
   // SimpleAtod also takes "nan", "inf" and spaces, which YAML spells otherwise.
   return std::isfinite(*value) &&
          std::all_of(node.text.begin(), node.text.end(), [](unsigned char c) {
@@ -45,7 +56,7 @@ bool ParseReal(const YamlNode& node, double* value) {
 }
 
 bool ParseInteger(const YamlNode& node, int64_t* value) {
-  if (!IsPlainScalar(node) || node.text.empty()) return false;
+  if (!IsPlainScalar(node) || HasLeadingZero(node) || node.text.empty()) return false;
   const absl::string_view digits = absl::string_view(node.text).substr(node.text[0] == '-' ? 1 : 0);
   return std::all_of(digits.begin(), digits.end(), absl::ascii_isdigit) &&
          absl::SimpleAtoi(node.text, value);
@@ -204,7 +215,7 @@ void Fields::Integer(absl::string_view key, std::pair<int64_t, int64_t> range,
 void Fields::Seed(absl::string_view key, uint64_t* out) {
   const YamlNode* node = Find(key);
   if (node == nullptr) return;
-  const bool digits = IsPlainScalar(*node) && !node->text.empty() &&
+  const bool digits = IsPlainScalar(*node) && !HasLeadingZero(*node) && !node->text.empty() &&
                       std::all_of(node->text.begin(), node->text.end(), absl::ascii_isdigit);
   if (!digits || !absl::SimpleAtoi(node->text, out)) {
     Mistyped(key, *node, "a whole number from 0 to 2^64 - 1");

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "common/utf8.h"
 #include "recipe/fields.h"
 #include "recipe/recipe_rules.h"
 
@@ -287,13 +288,14 @@ absl::Status Refusal(const std::string& path, const YamlProblem& problem) {
 }  // namespace
 
 absl::StatusOr<Recipe> ParseRecipe(absl::string_view text, const std::string& path) {
-  const std::variant<YamlNode, YamlProblem> tree = ParseYaml(text);
-  if (const auto* problem = std::get_if<YamlProblem>(&tree)) return Refusal(path, *problem);
   std::error_code error;
   const std::filesystem::path absolute = std::filesystem::absolute(path, error);
   if (error) {
     return absl::InternalError(absl::StrCat(path, ": no current folder: ", error.message()));
   }
+  SH_RETURN_IF_ERROR(CheckPathIsUtf8(absolute.native()));
+  const std::variant<YamlNode, YamlProblem> tree = ParseYaml(text);
+  if (const auto* problem = std::get_if<YamlProblem>(&tree)) return Refusal(path, *problem);
   Recipe recipe;
   recipe.path = path;
   recipe.text = std::string(text);

@@ -2,7 +2,9 @@
 
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/file.h"
 
 namespace stillhouse {
 namespace {
@@ -84,6 +86,20 @@ void CheckStudent(const Recipe& recipe, const StudentRecipe& student, const std:
   }
 }
 
+// People are told to delete these, and a cache is worth more than they are.
+void CheckCacheFolder(const Recipe& recipe, Report& report) {
+  if (recipe.cache_directory == recipe.output) {
+    report.AddAt("output", "the same folder as cache.directory");
+  }
+  const std::string inside = absl::StrCat(recipe.cache_directory, "/");
+  for (const absl::string_view name : {".stillhouse", ".runs"}) {
+    if (!absl::StartsWith(inside, absl::StrCat(JoinPath(recipe.output, name), "/"))) continue;
+    report.AddAt("cache.directory", absl::StrCat("inside ", name,
+                                                 " of output, which may be deleted when a run has "
+                                                 "ended: use a folder outside"));
+  }
+}
+
 }  // namespace
 
 void CheckRules(const Recipe& recipe, Report& report) {
@@ -91,9 +107,7 @@ void CheckRules(const Recipe& recipe, Report& report) {
     report.AddAt("dataset.chunk_tokens", absl::StrCat("less than dataset.max_tokens, which is ",
                                                       recipe.dataset.max_tokens));
   }
-  if (recipe.cache_directory == recipe.output) {
-    report.AddAt("output", "the same folder as cache.directory");
-  }
+  CheckCacheFolder(recipe, report);
   std::set<std::string> names;
   for (size_t i = 0; i < recipe.students.size(); ++i) {
     const std::string path = absl::StrCat("students[", i, "]");

@@ -6,7 +6,6 @@
 #include <yaml-cpp/parser.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <exception>
 #include <map>
 #include <optional>
@@ -15,6 +14,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "common/utf8.h"
 
 namespace stillhouse {
 namespace {
@@ -25,23 +25,6 @@ constexpr size_t kPrintableBytesMax = 60;
 struct Refused {
   YamlProblem problem;
 };
-
-// Length of the UTF-8 sequence that `bytes` begins with, 0 if it begins with none.
-size_t Utf8Length(absl::string_view bytes) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(bytes[i]); };
-  const unsigned char first = byte(0);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-  if (first < 0xc2 || first > 0xf4 || bytes.size() < length) return 0;
-  uint32_t code = first & (0x7f >> length);
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-    code = code << 6 | (byte(i) & 0x3f);
-  }
-  const bool overlong = (length == 3 && code < 0x800) || (length == 4 && code < 0x10000);
-  const bool surrogate = code >= 0xd800 && code <= 0xdfff;
-  return overlong || surrogate || code > 0x10ffff ? 0 : length;
-}
 
 // yaml-cpp takes U+0004 for the end of the text, and replaces what is not UTF-8: refuse both.
 std::optional<YamlProblem> CheckText(absl::string_view text) {

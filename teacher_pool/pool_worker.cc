@@ -54,6 +54,11 @@ std::vector<Part> EncodeParts(const Plan& plan, const Digest& teacher, const Sec
   return parts;
 }
 
+// Only the cache's lack of room is waited out: another resource may be exhausted for good.
+absl::Status NoLackOfRoom(absl::Status status) {
+  return absl::IsResourceExhausted(status) ? absl::InternalError(status.message()) : status;
+}
+
 // A failure of the plan's bytes or of the cache is not the chunk's: only capture may blame it.
 absl::Status BlameTheWorld(const absl::Status& status, absl::string_view what) {
   const bool blames = absl::IsInvalidArgument(status) || absl::IsDataLoss(status);
@@ -206,9 +211,13 @@ void PoolWorker::FetchPlan() {
       PlanObjectName(wanted), [this, alive = alive_, task = task_](
                                   absl::StatusOr<std::shared_ptr<const std::string>> bytes) {
         if (!*alive || task != task_) return;
-        if (!bytes.ok()) return Finish(BlameTheWorld(bytes.status(), "fetching the plan"));
+        if (!bytes.ok()) {
+          return Finish(BlameTheWorld(NoLackOfRoom(bytes.status()), "fetching the plan"));
+        }
         absl::StatusOr<std::shared_ptr<const Plan>> plan = ParsePlan(*std::move(bytes));
-        if (!plan.ok()) return Finish(BlameTheWorld(plan.status(), "reading the plan"));
+        if (!plan.ok()) {
+          return Finish(BlameTheWorld(NoLackOfRoom(plan.status()), "reading the plan"));
+        }
         if (plans_.size() == kPlansKeptMax) plans_.erase(plans_.begin());
         plans_.push_back(*std::move(plan));
         UsePlan(plans_.back());
@@ -341,7 +350,7 @@ void PoolWorker::Computed(const std::shared_ptr<Task>& task, absl::Status status
   if (task != task_) return;
   task->computed = true;
   task->influence = std::move(influence);
-  if (task->failure.ok()) task->failure = std::move(status);
+  if (task->failure.ok()) task->failure = NoLackOfRoom(std::move(status));
   MaybeFinish();
 }
 

@@ -7,6 +7,7 @@
 #include "common/backoff.h"
 #include "common/log.h"
 #include "common/status.h"
+#include "common/utf8.h"
 #include "proto/control.pb.h"
 #include "transport/rpc.h"
 #include "worker/proto_call.h"
@@ -20,6 +21,11 @@ constexpr absl::Duration kCallDeadline = absl::Seconds(30);
 // it in the cache anyway when it asks there again.
 constexpr absl::Duration kReportDeadline = absl::Minutes(10);
 constexpr absl::Duration kGoodbyeDeadline = absl::Seconds(2);
+// A full cache: each try costs the computation of a batch.
+constexpr absl::Duration kRoomRetryMin = absl::Seconds(1);
+constexpr absl::Duration kRoomRetryMax = absl::Minutes(1);
+constexpr absl::Duration kSayNoRoomEvery = absl::Minutes(1);
+constexpr size_t kReasonBytesMax = 4000;  // the coordinator keeps less
 // Bounds on what a coordinator may ask for.
 constexpr absl::Duration kHeartbeatMin = absl::Milliseconds(10);
 constexpr absl::Duration kHeartbeatMax = absl::Minutes(1);
@@ -66,7 +72,9 @@ class AgentImpl final : public Agent {
         worker_(worker),
         drained_(std::move(drained)),
         loading_(options.loading),
-        backoff_({.seed = options.incarnation}) {}
+        backoff_({.seed = options.incarnation}),
+        room_backoff_({.first = kRoomRetryMin, .max = kRoomRetryMax, .seed = options.incarnation}) {
+  }
 
   ~AgentImpl() override { CancelTimers(); }
 
@@ -106,12 +114,12 @@ class AgentImpl final : public Agent {
     pb::RegisterRequest request;
     request.set_worker(options_.worker);
     request.set_incarnation(options_.incarnation);
-    request.set_host(options_.host);
+    request.set_host(CleanUtf8(options_.host));
     request.set_pid(options_.pid);
     request.set_role(pb::RegisterRequest::TEACHER);
     request.set_teacher(std::string(options_.teacher.AsStringView()));
     request.set_teacher_dtype(options_.teacher_dtype);
-    request.set_producer_class(options_.producer_class);
+    request.set_producer_class(CleanUtf8(options_.producer_class));
     request.set_state(StateName());
     if (grant_.has_value()) *request.add_held() = ToProto(*grant_);
     CallProto<pb::RegisterResponse>(rpc_, "control.Register", request, {.deadline = kCallDeadline},
@@ -199,6 +207,7 @@ class AgentImpl final : public Agent {
 
   void MaybeLease() {
     if (!registered_ || loading_ || draining_ || ended_ || leasing_ || grant_.has_value()) return;
+    if (executor_.clock().Now() < lease_not_before_) return;  // the timer of WaitForRoom asks
     executor_.Cancel(lease_timer_);
     leasing_ = true;
     pb::LeaseRequest request;
@@ -286,12 +295,28 @@ class AgentImpl final : public Agent {
       ReportDone(*result);  // also when it was being stopped: what is durable counts
     } else if (stopping_) {
       Idle();
+    } else if (absl::IsResourceExhausted(result.status())) {
+      WaitForRoom(result.status());
     } else {
       ReportFailed(result.status(), /*returned=*/false);
     }
   }
 
+  // The cache took no more: nobody's fault, and no reason to leave. The chunk is given back, so
+  // that no lease stalls, and work is asked for again after a while.
+  void WaitForRoom(const absl::Status& why) {
+    const absl::Duration now = executor_.clock().Now();
+    if (now >= say_no_room_at_) {
+      LogWarning(grant_->job, " chunk ", grant_->chunk, " is given back, since the cache has no ",
+                 "room; tried again until it has: ", why.ToString());
+      say_no_room_at_ = now + kSayNoRoomEvery;
+    }
+    lease_not_before_ = now + room_backoff_.Next();
+    ReportFailed(why, /*returned=*/true);
+  }
+
   void ReportDone(const ChunkResult& result) {
+    room_backoff_.Reset();
     pb::DoneRequest request;
     request.set_worker(options_.worker);
     request.set_incarnation(options_.incarnation);
@@ -317,7 +342,7 @@ class AgentImpl final : public Agent {
     request.set_worker(options_.worker);
     request.set_incarnation(options_.incarnation);
     *request.mutable_grant() = ToProto(*grant_);
-    request.set_reason(why.ToString());
+    request.set_reason(CleanUtf8(why.ToString(), kReasonBytesMax));
     request.set_chunk_at_fault(BlamesChunk(why));
     request.set_returned(returned);
     CallProto<pb::FailedResponse>(
@@ -336,7 +361,10 @@ class AgentImpl final : public Agent {
     grant_.reset();
     stopping_ = false;
     if (MaybeLeave()) return;
-    MaybeLease();
+    const absl::Duration wait = lease_not_before_ - executor_.clock().Now();
+    if (wait <= absl::ZeroDuration()) return MaybeLease();
+    executor_.Cancel(lease_timer_);
+    lease_timer_ = executor_.PostAfter(wait, Guard([this] { MaybeLease(); }));
   }
 
   // --- Transition 5: leaving
@@ -404,6 +432,9 @@ class AgentImpl final : public Agent {
   uint64_t lease_sequence_ = 0;
   absl::Duration heartbeat_ = absl::Seconds(5);
   Backoff backoff_;
+  Backoff room_backoff_;
+  absl::Duration lease_not_before_ = -absl::InfiniteDuration();
+  absl::Duration say_no_room_at_ = -absl::InfiniteDuration();
   TimerId heartbeat_timer_ = 0;
   TimerId lease_timer_ = 0;
   TimerId register_timer_ = 0;

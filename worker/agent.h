@@ -47,7 +47,9 @@ class ChunkWorker {
  public:
   virtual ~ChunkWorker() = default;
   // One chunk at a time. `progress(rows)` grows as rows become durable. A status with code
-  // kInvalidArgument or kDataLoss blames the chunk; any other the worker or the world.
+  // kInvalidArgument or kDataLoss blames the chunk, kResourceExhausted says that the cache has no
+  // room (nobody is blamed, the chunk is tried again later); any other blames the worker or the
+  // world.
   virtual void Start(const ChunkGrant& grant, absl::AnyInvocable<void(uint64_t)> progress,
                      absl::AnyInvocable<void(absl::StatusOr<ChunkResult>)> done) = 0;
   // Stop early; `done` is then called with Cancelled, in any case once.

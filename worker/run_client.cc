@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "common/status.h"
+#include "common/utf8.h"
 #include "proto/control.pb.h"
 #include "transport/rpc.h"
 #include "worker/proto_call.h"
@@ -14,11 +15,12 @@ namespace {
 
 // A coordinator that restarts is back within seconds; one silent for this long is not coming back.
 constexpr absl::Duration kCoordinatorSilenceMax = absl::Minutes(10);
+constexpr size_t kMessageBytesMax = 4000;  // of a report; the coordinator keeps less
 constexpr RpcClient::CallOptions kPatient = {.deadline = kCoordinatorSilenceMax};
 
 std::string HostName() {
   char name[256] = {};
-  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+  return gethostname(name, sizeof(name) - 1) == 0 ? CleanUtf8(name) : "unknown";
 }
 
 absl::StatusOr<RunSpec> FromProto(const pb::StartRunResponse& response) {
@@ -134,9 +136,9 @@ class RunClientImpl final : public RunClient {
     request.set_rows_per_s(report.rows_per_s);
     request.set_waited_s(report.waited_s);
     request.set_seconds(report.seconds);
-    request.set_message(report.message);
+    request.set_message(CleanUtf8(report.message, kMessageBytesMax));
     request.set_parameters(report.parameters);
-    request.set_exported_to(report.exported_to);
+    request.set_exported_to(CleanUtf8(report.exported_to));
     if (report.has_evaluation) ToProto(report.evaluation, request.mutable_evaluation());
     CallProto<pb::ReportResponse>(
         rpc_, "control.Report", request, kPatient,

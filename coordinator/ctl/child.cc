@@ -14,6 +14,7 @@
 #include "absl/strings/ascii.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "common/utf8.h"
 
 namespace stillhouse {
 namespace {
@@ -86,7 +87,7 @@ std::string LastLine(const std::string& path, size_t bytes_max) {
   absl::StripTrailingAsciiWhitespace(&tail);
   const size_t newline = tail.rfind('\n');
   if (newline != std::string::npos) tail.erase(0, newline + 1);
-  return tail.substr(0, bytes_max);
+  return CleanUtf8(tail, bytes_max);
 }
 
 }  // namespace stillhouse

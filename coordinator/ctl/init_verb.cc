@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "common/utf8.h"
 #include "coordinator/ctl/output.h"
 #include "coordinator/ctl/starting_recipe.h"
 #include "coordinator/ctl/verb.h"
@@ -31,6 +32,7 @@ absl::StatusOr<std::string> Absolute(const std::string& path) {
   if (error) return absl::InternalError(absl::StrCat(path, ": ", error.message()));
   std::string normal = absolute.lexically_normal().string();
   while (normal.size() > 1 && normal.back() == '/') normal.pop_back();
+  SH_RETURN_IF_ERROR(CheckPathIsUtf8(normal));
   return normal;
 }
 
@@ -51,7 +53,10 @@ absl::StatusOr<int> Init(const InitOptions& options) {
   }
   SH_ASSIGN_OR_RETURN(start.texts, FindTexts(texts));
   std::vector<SourceRecipe> sources;
-  for (const std::string& text : start.texts) sources.push_back({.path = text, .domain = ""});
+  for (const std::string& text : start.texts) {
+    SH_RETURN_IF_ERROR(CheckPathIsUtf8(text));
+    sources.push_back({.path = text, .domain = ""});
+  }
   SH_ASSIGN_OR_RETURN(const std::vector<SourceFile> files, FindSources(sources));
   uint64_t bytes = 0;
   for (const SourceFile& file : files) bytes += file.bytes;

@@ -10,6 +10,7 @@
 #include "common/random.h"
 #include "common/status.h"
 #include "common/tensor_view.h"
+#include "common/utf8.h"
 
 namespace stillhouse {
 namespace {
@@ -140,6 +141,40 @@ TEST(FileTest, PathsJoinAndSplit) {
   EXPECT_EQ(FolderOf("/a"), "/");
   EXPECT_EQ(FolderOf("a"), ".");
   EXPECT_EQ(BaseName("a/b/"), "b");
+}
+
+TEST(Utf8Test, WhatIsUtf8StaysAsItIs) {
+  for (const std::string text : {"", "plain", "caf\xc3\xa9", "\xe2\x82\xac \xf0\x9f\x9a\x80"}) {
+    EXPECT_TRUE(IsUtf8(text));
+    EXPECT_EQ(CleanUtf8(text), text);
+  }
+  EXPECT_EQ(CleanUtf8(absl::string_view("a\0b", 3)), std::string("a\0b", 3));
+}
+
+TEST(Utf8Test, WhatIsNoneIsReplacedByteByByte) {
+  EXPECT_EQ(CleanUtf8("a\xff"
+                      "b"),
+            "a\xef\xbf\xbd"
+            "b");
+  // Half a character, an overlong one, a surrogate, beyond the last.
+  for (const std::string text : {"\xe2\x82", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80"}) {
+    EXPECT_FALSE(IsUtf8(text));
+    EXPECT_EQ(CleanUtf8(text).size(), 3 * text.size());
+    EXPECT_TRUE(IsUtf8(CleanUtf8(text)));
+  }
+}
+
+TEST(Utf8Test, CutsFallBetweenCharacters) {
+  EXPECT_EQ(CleanUtf8("ab\xe2\x82\xac"
+                      "c",
+                      5),
+            "ab\xe2\x82\xac");
+  EXPECT_EQ(CleanUtf8("ab\xe2\x82\xac"
+                      "c",
+                      4),
+            "ab");
+  EXPECT_EQ(CleanUtf8("\xff", 2), "") << "the replacement takes three";
+  EXPECT_EQ(CleanUtf8("abc", 0), "");
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/utf8.h"
 #include "coordinator/limits.h"
 
 namespace stillhouse {
@@ -183,6 +184,18 @@ TEST(ChunkTest, ARowNobodyReportedIsChargedOnceAlsoWhenTheReportComes) {
   EXPECT_EQ(chunks.Charge(1, kUnknownGrant, 20), 20);
   EXPECT_EQ(chunks.Charge(1, 7, 20), 0) << "so it was grant 7";
   EXPECT_EQ(chunks.Charge(1, 8, 20), 20) << "computed again";
+}
+
+TEST(ChunkTest, LongReasonsAreCutBetweenCharacters) {
+  std::string reason = "x";
+  while (reason.size() <= kReasonBytesMax) reason += "\xc3\xa9";
+  ChunkTable chunks = ThreeChunks();
+  chunks.AddFailure(0, {Process(1), reason});
+  chunks.AddLoss(0, {Process(1), reason}, /*solo=*/true);
+  EXPECT_EQ(chunks.at(0).failures[0].reason, reason.substr(0, kReasonBytesMax - 1));
+  EXPECT_EQ(chunks.at(0).solo_losses[0].reason, reason.substr(0, kReasonBytesMax - 1));
+  chunks.AddFailure(1, {Process(1), "caf\xe9"});
+  EXPECT_EQ(chunks.at(1).failures[0].reason, "caf\xef\xbf\xbd");
 }
 
 }  // namespace

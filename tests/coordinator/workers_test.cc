@@ -13,6 +13,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 using WorkersTest = StateTest;
 
@@ -186,6 +187,60 @@ TEST_F(WorkersTest, AWorkerThatFailsChunkAfterChunkIsAskedToLeave) {
   EXPECT_TRUE(Lease("t", 2).grant.has_value()) << "a fresh process has a clean record";
 }
 
+TEST_F(WorkersTest, FailuresOfGrantsThatTheSenderNeverHeldAreIgnoredAndCounted) {
+  SubmitAndReconcile(2);
+  Register("t", 1);
+  Register("u", 1);
+  const GrantRef grant = MustLease("t", 1);
+  Fail({"job/j", 0, 0}, "nobody", 1, /*chunk_at_fault=*/true);
+  Fail({"job/j", 1, grant.epoch + 1}, "nobody", 2, true);
+  Fail(grant, "nobody", 3, true);                     // another's
+  Fail(grant, "u", 1, true);                          // another's, from one that is known
+  Fail(grant, "t", 2, true);                          // of a process that never was
+  Fail({"job/j", 1, grant.epoch}, "t", 1, true);      // for another chunk
+  Fail({"job/j", 0, grant.epoch + 1}, "t", 1, true);  // for a grant to come
+  EXPECT_EQ(state_.failures_disbelieved, 7);
+  EXPECT_THAT(effects_.warnings, SizeIs(3)) << "the 1st, the 2nd and the 4th";
+  EXPECT_THAT(chunk(0).failures, IsEmpty());
+  EXPECT_THAT(chunk(1).failures, IsEmpty());
+  EXPECT_EQ(chunk(0).state, ChunkState::kLeased);
+  EXPECT_EQ(state_.workers.at("t").failures_in_a_row, 0);
+  Fail(grant, "t", 1, true);
+  EXPECT_THAT(chunk(0).failures, SizeIs(1)) << "its holder is believed";
+}
+
+TEST_F(WorkersTest, ALateFailureCountsAlsoWhenTheLeaseRanOutOrTheProcessWasReplaced) {
+  SubmitAndReconcile(1);
+  Register("t", 1);
+  const GrantRef expired = MustLease("t", 1);
+  Pass(kLeaseLength + absl::Seconds(1));
+  ASSERT_EQ(chunk(0).state, ChunkState::kPending);
+  Fail(expired, "t", 1, /*chunk_at_fault=*/true);
+  EXPECT_THAT(chunk(0).failures, SizeIs(1));
+  Register("t", 2);
+  const GrantRef replaced = MustLease("t", 2);
+  Register("t", 3);
+  Fail(replaced, "t", 2, true);
+  EXPECT_THAT(chunk(0).failures, SizeIs(2));
+  Fail(replaced, "t", 2, true);
+  EXPECT_THAT(chunk(0).failures, SizeIs(2)) << "a repeated report";
+  EXPECT_EQ(state_.failures_disbelieved, 0);
+}
+
+TEST_F(WorkersTest, ALateFailureOfAnOldPlanSaysNothingAboutTheNewOne) {
+  SubmitAndReconcile(2);
+  Register("t", 1);
+  const GrantRef old = MustLease("t", 1);
+  SubmitEvent other = Submission(3);
+  other.key = "key-2";
+  other.capture.plan = Sha256Of("plan 2");
+  Submit(other);
+  AnswerCache();
+  Fail(old, "t", 1, /*chunk_at_fault=*/true);
+  EXPECT_THAT(chunk(0).failures, IsEmpty());
+  EXPECT_EQ(state_.failures_disbelieved, 1);
+}
+
 TEST_F(WorkersTest, SuccessClearsTheRecord) {
   SubmitAndReconcile(8);
   Register("t", 1);
@@ -287,6 +342,22 @@ TEST_F(WorkersTest, GrantsOfASettledChunkOrAFutureCoordinatorAreNotKept) {
   EXPECT_THAT(Register("t", 1, {{"job/j", 1, uint64_t{99} << 32}}), IsEmpty());
   EXPECT_THAT(Register("t", 1, {{"job/j", 7, 1}}), IsEmpty());
   EXPECT_THAT(Register("t", 1, {{"job/none", 0, 1}}), IsEmpty());
+}
+
+TEST_F(WorkersTest, AGrantThatIsStillToComeIsNotKept) {
+  SubmitAndReconcile(5);
+  Register("t", 1);
+  const GrantRef first = MustLease("t", 1);
+  Finish(first, "t", 1);
+  std::vector<GrantRef> coming;
+  for (uint64_t i = 1; i <= 3; ++i) coming.push_back({"job/j", 1, first.epoch + i});
+  EXPECT_THAT(Register("t", 1, coming), IsEmpty());
+  Register("u", 1);
+  for (uint64_t i = 1; i <= 3; ++i) {  // each was "used twice", and the coordinator gone
+    const GrantRef grant = MustLease("u", 1);
+    EXPECT_EQ(grant.epoch, first.epoch + i);
+    Finish(grant, "u", 1);
+  }
 }
 
 TEST_F(WorkersTest, RowsAreChargedToTheFirstRunOnceEvenIfReportedTwice) {

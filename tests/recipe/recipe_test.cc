@@ -137,6 +137,15 @@ TEST(RecipeTest, PathOfTheRecipeMayBeRelative) {
   EXPECT_EQ(recipe.output, std::filesystem::current_path().string() + "/out");
 }
 
+TEST(RecipeTest, AFolderWhoseNameIsNoUtf8IsRefusedByName) {
+  const std::string text = *ReadFile(SH_TEST_SOURCE_DIR "/tests/recipe/data/sample.yaml");
+  EXPECT_TRUE(ParseRecipe(text, "/caf\xc3\xa9/r.yaml").ok());
+  const absl::Status status = ParseRecipe(text, "/caf\xe9/r.yaml").status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_EQ(status.message(),
+            "\"/caf\\351/r.yaml\": the path is not UTF-8: rename the file or folder");
+}
+
 TEST(RecipeTest, ReadRecipeNamesTheFile) {
   auto folder = TempFolder::Create();
   ASSERT_TRUE(folder.ok());

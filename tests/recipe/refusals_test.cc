@@ -194,6 +194,30 @@ TEST(RefusalTest, ValuesOutOfRange) {
   });
 }
 
+TEST(RefusalTest, ACacheBesideTheFoldersThatMayBeDeletedIsNone) {
+  for (const std::string beside : {"runs/.stillhouse-cache", "runs/cache", ".stillhouse"}) {
+    const auto recipe = ParseRecipe(
+        absl::StrReplaceAll(Sample(), {{"directory: cache", "directory: " + beside}}), "r.yaml");
+    EXPECT_TRUE(recipe.ok()) << recipe.status();
+  }
+}
+
+TEST(RefusalTest, NumbersWithALeadingZero) {
+  ExpectRefused(std::vector<Refusal>{
+      {"steps: 40", "steps: 040",
+       "23:12: students[0].steps: expected a whole number, got \"040\" with a leading zero"},
+      {"{keep: 15, by: block_influence}", "[3, 05]",
+       "15:40: students[0].init.layers[1]: expected a whole number from 0 to 999, got \"05\" with "
+       "a "
+       "leading zero"},
+      {"seed: 7", "seed: 007",
+       "24:11: students[0].seed: expected a whole number from 0 to 2^64 - 1, got \"007\" with a "
+       "leading zero"},
+      {"held_out: 0.05", "held_out: 00.05",
+       "7:13: dataset.held_out: expected a number, got \"00.05\" with a leading zero"},
+  });
+}
+
 TEST(RefusalTest, KeysOfLaterVersionsByName) {
   ExpectRefused(std::vector<Refusal>{
       {"{directory: cache}", "{servers: [a, b]}",
@@ -258,6 +282,12 @@ TEST(RefusalTest, KeysThatDoNotFitTogether) {
       {"from: teacher", "from: scratch",
        "15:51: students[0].init.layers.by: layers are chosen only with \"from: teacher\""},
       {"output: runs", "output: ./cache", "12:9: output: the same folder as cache.directory"},
+      {"{directory: cache}", "{directory: runs/.stillhouse}",
+       "11:23: cache.directory: inside .stillhouse of output, which may be deleted when a run has "
+       "ended: use a folder outside"},
+      {"{directory: cache}", "./runs/x/../.runs/cache/",
+       "11:11: cache.directory: inside .runs of output, which may be deleted when a run has "
+       "ended: use a folder outside"},
       {"shuffle_window: 8", "chunk_tokens: 500",
        "8:17: dataset.chunk_tokens: less than dataset.max_tokens, which is 512"},
       {"checkpoint: {every: 20, keep: 2}\n", "checkpoint: {every: 20, keep: 2}" + second,

@@ -255,6 +255,14 @@ TEST_F(PoolWorkerTest, AFailedWriteIsNotTheChunksFault) {
   EXPECT_TRUE(Run(Grant(0)).ok());
 }
 
+TEST_F(PoolWorkerTest, AFullCacheIsToldFromOtherFailures) {
+  MakeWorker();
+  cache_.put_status = absl::ResourceExhaustedError("No space left on device");
+  EXPECT_EQ(Run(Grant(0)).status().code(), absl::StatusCode::kResourceExhausted);
+  cache_.put_status = absl::OkStatus();
+  EXPECT_TRUE(Run(Grant(0)).ok()) << "there is room again";
+}
+
 TEST_F(PoolWorkerTest, LogitsThatAreNotFiniteAreTheChunksFault) {
   DecoderWeights weights = Weights();
   weights.final_norm.fill_(std::numeric_limits<float>::infinity());

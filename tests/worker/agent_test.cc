@@ -260,6 +260,47 @@ TEST_F(AgentTest, T3_FailuresSayWhoseFaultTheyAre) {
   }
 }
 
+TEST_F(AgentTest, T3_AFullCacheIsWaitedOutAndNobodyIsBlamed) {
+  coordinator_->offer_again = true;
+  StartWithChunk(7, 11);
+  absl::Duration waited;
+  for (size_t i = 0; i < 12; ++i) {
+    ASSERT_TRUE(worker_.busy());
+    Finish(absl::ResourceExhaustedError("No space left on device"));
+    ASSERT_EQ(coordinator_->failed.size(), i + 1);
+    EXPECT_TRUE(coordinator_->failed[i].returned());
+    EXPECT_FALSE(coordinator_->failed[i].chunk_at_fault());
+    EXPECT_FALSE(worker_.busy()) << "not at once";
+    EXPECT_FALSE(drained_.has_value());
+    for (waited = absl::ZeroDuration(); !worker_.busy(); waited += absl::Milliseconds(100)) {
+      ASSERT_LE(waited, absl::Minutes(1));
+      executor_.Advance(absl::Milliseconds(100));
+    }
+  }
+  EXPECT_GE(waited, absl::Seconds(30)) << "a disk that stays full is not tried all the time";
+  Finish(HeldWorker::Result());
+  EXPECT_EQ(coordinator_->done.size(), 1);
+  EXPECT_TRUE(worker_.busy()) << "there is room again";
+}
+
+TEST_F(AgentTest, T3_AFullCacheDoesNotKeepADrainingWorker) {
+  StartWithChunk(7, 11);
+  Finish(absl::ResourceExhaustedError("No space left on device"));
+  agent_->Drain();
+  executor_.RunUntilIdle();
+  EXPECT_TRUE(drained_.has_value() && drained_->ok());
+}
+
+TEST_F(AgentTest, T3_AReasonOfAnyBytesArrives) {
+  options_.host = "h\xff";
+  StartWithChunk(7, 11);
+  EXPECT_EQ(coordinator_->registered.at(0).host(), "h\xef\xbf\xbd");
+  Finish(absl::InternalError("reading caf\xe9/x" + std::string(100'000, 'a')));
+  ASSERT_EQ(coordinator_->failed.size(), 1);
+  EXPECT_THAT(coordinator_->failed[0].reason(), HasSubstr("reading caf\xef\xbf\xbd/x"));
+  EXPECT_LT(coordinator_->failed[0].reason().size(), 10'000);
+}
+
 TEST_F(AgentTest, T3_AResultOutlivesAnOutage) {
   StartWithChunk(7, 11);
   coordinator_.reset();

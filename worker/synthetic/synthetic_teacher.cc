@@ -89,6 +89,10 @@ class SyntheticTeacher final : public ChunkWorker {
 
  private:
   void OnPlan(absl::StatusOr<std::shared_ptr<const std::string>> bytes) {
+    if (absl::IsResourceExhausted(bytes.status())) {  // too large, and will be: no lack of room
+      return End(
+          absl::InternalError(absl::StrCat("fetching the plan: ", bytes.status().message())));
+    }
     if (!bytes.ok()) return End(Annotate(bytes.status(), "fetching the plan"));
     absl::StatusOr<std::shared_ptr<const Plan>> plan = ParsePlan(*std::move(bytes));
     if (!plan.ok()) return End(Annotate(plan.status(), "the plan"));
