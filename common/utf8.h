@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <string>
 
@@ -14,8 +15,13 @@
 
 namespace stillhouse {
 
-// Length of the UTF-8 sequence that `bytes` begins with, 0 if it begins with none.
-size_t Utf8Length(absl::string_view bytes);
+// The length of the well-formed character at the start of `text`; 0 if there is none. As Unicode's
+// table 3-7 has it: no overlong forms, no surrogates, nothing past U+10FFFF.
+int Utf8Length(absl::string_view text);
+// The offset of the first ill-formed byte; npos if all is well.
+size_t FindInvalidUtf8(absl::string_view text);
+// The code point of a well-formed character. REQUIRES: Utf8Length(text) > 0.
+char32_t Utf8CodePoint(absl::string_view text);
 
 bool IsUtf8(absl::string_view text);
 
@@ -23,8 +29,8 @@ bool IsUtf8(absl::string_view text);
 // hold only such paths.
 absl::Status CheckPathIsUtf8(absl::string_view path);
 
-// Every byte that belongs to no UTF-8 sequence becomes U+FFFD; what is longer than `bytes_max` then
-// is cut between two characters.
+// Each maximal ill-formed piece becomes U+FFFD, as Unicode recommends and as Rust's from_utf8_lossy
+// does; what is longer than `bytes_max` then is cut between two characters.
 std::string CleanUtf8(absl::string_view text,
                       size_t bytes_max = std::numeric_limits<size_t>::max());
 

@@ -253,7 +253,7 @@ absl::StatusOr<std::string> ByteLevelTokenizer::Decode(absl::Span<const int32_t>
     const absl::string_view token = PlainBytes(id);
     bytes.append(token.data(), token.size());
   }
-  return Utf8Lossy(bytes);
+  return CleanUtf8(bytes);
 }
 
 std::string ByteLevelTokenizer::TokenBytes(int32_t id) const {

@@ -109,10 +109,10 @@ TEST(TokenizerTest, RefusesTextThatIsNotUtf8AndUnknownIds) {
 }
 
 TEST(TokenizerTest, DecodeReplacesBrokenUtf8AsUnicodeRecommends) {
-  EXPECT_EQ(Utf8Lossy("a\xe2\x82z"), "a\xef\xbf\xbdz");                          // one for a prefix
-  EXPECT_EQ(Utf8Lossy("\xf0\x80\x80"), "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");  // overlong
-  EXPECT_EQ(Utf8Lossy("\xed\xa0\x80"), "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");  // a surrogate
-  EXPECT_EQ(Utf8Lossy("\xf4\x90\x80\x80\xc3\xa9"),
+  EXPECT_EQ(CleanUtf8("a\xe2\x82z"), "a\xef\xbf\xbdz");                          // one for a prefix
+  EXPECT_EQ(CleanUtf8("\xf0\x80\x80"), "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");  // overlong
+  EXPECT_EQ(CleanUtf8("\xed\xa0\x80"), "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");  // a surrogate
+  EXPECT_EQ(CleanUtf8("\xf4\x90\x80\x80\xc3\xa9"),
             "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd\xc3\xa9");
 }
 
