@@ -207,7 +207,7 @@ class AgentImpl final : public Agent {
 
   void MaybeLease() {
     if (!registered_ || loading_ || draining_ || ended_ || leasing_ || grant_.has_value()) return;
-    if (executor_.clock().Now() < lease_not_before_) return;  // the timer of WaitForRoom asks
+    if (executor_.clock().Now() < lease_not_before_) return;  // Idle() asks then
     executor_.Cancel(lease_timer_);
     leasing_ = true;
     pb::LeaseRequest request;
@@ -364,7 +364,10 @@ class AgentImpl final : public Agent {
     const absl::Duration wait = lease_not_before_ - executor_.clock().Now();
     if (wait <= absl::ZeroDuration()) return MaybeLease();
     executor_.Cancel(lease_timer_);
-    lease_timer_ = executor_.PostAfter(wait, Guard([this] { MaybeLease(); }));
+    lease_timer_ = executor_.PostAfter(wait, Guard([this] {
+                                         lease_not_before_ = -absl::InfiniteDuration();
+                                         MaybeLease();
+                                       }));
   }
 
   // --- Transition 5: leaving

@@ -151,13 +151,14 @@ TEST(Utf8Test, WhatIsUtf8StaysAsItIs) {
   EXPECT_EQ(CleanUtf8(absl::string_view("a\0b", 3)), std::string("a\0b", 3));
 }
 
-TEST(Utf8Test, WhatIsNoneIsReplacedByteByByte) {
+TEST(Utf8Test, WhatIsNoneIsReplacedPieceByPiece) {
   EXPECT_EQ(CleanUtf8("a\xff"
                       "b"),
             "a\xef\xbf\xbd"
             "b");
-  // Half a character, an overlong one, a surrogate, beyond the last.
-  for (const std::string text : {"\xe2\x82", "\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80"}) {
+  EXPECT_EQ(CleanUtf8("\xe2\x82"), "\xef\xbf\xbd") << "half a character is one piece";
+  // An overlong one, a surrogate, beyond the last: each byte for itself.
+  for (const std::string text : {"\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80"}) {
     EXPECT_FALSE(IsUtf8(text));
     EXPECT_EQ(CleanUtf8(text).size(), 3 * text.size());
     EXPECT_TRUE(IsUtf8(CleanUtf8(text)));

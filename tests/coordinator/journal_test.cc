@@ -147,11 +147,14 @@ TEST_F(JournalTest, FailuresWithLongTextInAnyLanguageAreReadBack) {
   ASSERT_TRUE(opened.ok());
   SubmitAndReconcile(5);
   Register("t", 1);
+  Finish(MustLease("t", 1), "t", 1);
   std::string reason = "x";
   while (reason.size() <= kReasonBytesMax) reason += "\xc3\xa9";
   for (int i = 0; i < kWorkerFailuresMax; ++i) {
-    ASSERT_TRUE(
-        OnFailed(state_, {{"t", 1}, MustLease("t", 1), reason, true, false}, now_, effects_).ok());
+    const bool chunk_at_fault = i == 0;
+    ASSERT_TRUE(OnFailed(state_, {{"t", 1}, MustLease("t", 1), reason, chunk_at_fault, false}, now_,
+                         effects_)
+                    .ok());
   }
   ASSERT_TRUE(OnStartRun(state_, {"run/j/a", 5, "h", 1}, now_, effects_).ok());
   RunProgress progress;
@@ -162,7 +165,7 @@ TEST_F(JournalTest, FailuresWithLongTextInAnyLanguageAreReadBack) {
   opened = Journal::OpenOver(*store);
   ASSERT_TRUE(opened.ok()) << opened.status();
   const State& state = opened->state;
-  EXPECT_TRUE(IsUtf8(state.jobs.at("job/j").chunks.at(0).failures.at(0).reason));
+  EXPECT_TRUE(IsUtf8(state.jobs.at("job/j").chunks.at(1).failures.at(0).reason));
   EXPECT_TRUE(IsUtf8(state.workers.at("t").leave));
   EXPECT_TRUE(IsUtf8(state.runs.at("run/j/a").last.message));
   EXPECT_TRUE(ParseAdminView(SerializeAdminView(*ViewState(state, "", now_))).ok());
