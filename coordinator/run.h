@@ -86,7 +86,7 @@ absl::Status CheckRunEpoch(const Run& run, uint64_t epoch);
 bool ApplyReport(Run& run, const RunProgress& progress, absl::Duration now);
 // T6. False if it had ended already.
 bool CancelRun(Run& run);
-// T5, or a new setup under the same name: begins afresh, but with the epoch going on.
+// T5, or a new setup under the same name: begins afresh, in a higher epoch.
 void ResubmitRun(Run& run, const RunSetup& setup);
 
 }  // namespace stillhouse

@@ -201,17 +201,18 @@ void LocalJob::OnInventory(absl::StatusOr<std::vector<bool>> complete) {
     for (int i = 0; i < options_.workers; ++i) StartTeacher();
   }
   SubmitJob(*coordinator_connection_->rpc, *job_, NewSubmissionKey(),
-            [this](absl::StatusOr<bool> resumed) { OnSubmitted(std::move(resumed)); });
+            [this](absl::StatusOr<Submitted> answer) { OnSubmitted(std::move(answer)); });
 }
 
 // T3
-void LocalJob::OnSubmitted(absl::StatusOr<bool> resumed) {
+void LocalJob::OnSubmitted(absl::StatusOr<Submitted> answer) {
   if (closing_) return;
-  if (!resumed.ok()) {
-    Close(resumed.status());
+  if (!answer.ok()) {
+    Close(answer.status());
     return;
   }
-  if (*resumed) printer_.Say(absl::StrCat(job_->JobName(), " goes on where it was"));
+  for (const std::string& note : answer->notes) printer_.Say(note);
+  if (answer->resumed) printer_.Say(absl::StrCat(job_->JobName(), " goes on where it was"));
   poller_ = std::make_unique<ViewPoller>(
       *coordinator_connection_->rpc, job_->JobName(), kViewPeriod,
       [this](absl::StatusOr<AdminView> view) { OnView(std::move(view)); });

@@ -67,7 +67,7 @@ class LocalJob {
   void OnServersReady();
   void OnStored(absl::Status status);
   void OnInventory(absl::StatusOr<std::vector<bool>> complete);
-  void OnSubmitted(absl::StatusOr<bool> resumed);
+  void OnSubmitted(absl::StatusOr<Submitted> answer);
   void StartTeacher();
   void OnTeacherEnded(absl::Status status);
   void StartStudents();

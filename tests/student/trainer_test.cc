@@ -84,7 +84,7 @@ class Bench {
     spec.plan = plan->digest();
     spec.teacher = teacher.fingerprint;
     spec.run_epoch = 1;
-    spec.run_folder = RunFolder(*recipe, recipe->students.at(0));
+    spec.run_folder = RunFolder(*recipe, recipe->students.at(0), {spec.plan, spec.teacher});
     for (const SectionSpec& section : teacher.Sections()) {
       spec.sections.push_back(section.Canonical());
       spec.held_out_sections.push_back(section.Canonical());
