@@ -62,6 +62,7 @@ struct Run {
   std::vector<uint64_t> past_incarnations;  // fenced, newest last
   std::string checkpoint;                   // last committed folder name
   uint64_t checkpoint_step = 0;
+  uint64_t checkpoint_epoch = 0;  // that committed it
   RunProgress last;
   std::optional<RunEvaluation> best;  // lowest KL
   std::optional<RunEvaluation> final;

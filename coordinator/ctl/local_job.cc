@@ -27,6 +27,7 @@ constexpr absl::Duration kShutdownDeadline = absl::Seconds(5);
 const std::vector<int> kServerFinalCodes = {kExitUsage,        kExitNotFound, kExitConflict,
                                             kExitUnauthorised, kExitCorrupt,  127};
 const std::vector<int> kWorkerFinalCodes = {kExitUsage, kExitDoNotRequeue, 127};
+const std::vector<int> kStudentFinalCodes = {kExitUsage, kExitCorrupt, kExitDoNotRequeue, 127};
 
 }  // namespace
 
@@ -264,7 +265,7 @@ void LocalJob::StartStudent(Student& student) {
   if (options_.threads > 0) {
     spec.argv.insert(spec.argv.end(), {"--threads", absl::StrCat(options_.threads)});
   }
-  spec.final_codes = kWorkerFinalCodes;
+  spec.final_codes = kStudentFinalCodes;
   supervisor_.Start(std::move(spec),
                     {.ready = nullptr,
                      // One that has told the coordinator how it ended has nothing more to do.
@@ -277,6 +278,7 @@ void LocalJob::StartStudent(Student& student) {
                          [this, &student](absl::Status status) {
                            student.over = true;
                            student.problem = std::string(status.message());
+                           student.unreadable = absl::IsDataLoss(status);
                            view_is_fresh_ = false;
                            if (!status.ok() && !closing_) printer_.Say(student.problem);
                            if (poller_ != nullptr) poller_->AskNow();
@@ -347,6 +349,7 @@ void LocalJob::CollectProblems() {
     const RunView* run = FindRun(student.run);
     const std::string state = run == nullptr ? "unknown" : run->state;
     if (state == "finished") continue;
+    result_.unreadable |= student.unreadable;
     result_.problems.push_back(absl::StrCat(
         student.run, ": ", state, student.problem.empty() ? "" : ": ", student.problem,
         student.problem.empty() ? absl::StrCat(" (log: ", LogOf(student.child), ")") : ""));

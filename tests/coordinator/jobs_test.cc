@@ -187,6 +187,10 @@ TEST_F(JobsTest, CheckpointsAreFencedByEpoch) {
   EXPECT_TRUE(
       absl::IsInvalidArgument(OnCommitCheckpoint(state_, "run/j/a", 2, 60, "../escape", effects_)));
   EXPECT_EQ(state_.runs.at("run/j/a").checkpoint, "step-40.2.ef");
+  // The next process found it damaged and went back to an older one.
+  ASSERT_TRUE(OnStartRun(state_, {"run/j/a", 7, "h", 3}, now_, effects_).ok());
+  EXPECT_TRUE(OnCommitCheckpoint(state_, "run/j/a", 3, 30, "step-30.3.aa", effects_).ok());
+  EXPECT_EQ(state_.runs.at("run/j/a").checkpoint, "step-30.3.aa");
 }
 
 TEST_F(JobsTest, BadSubmissionsAreRefusedByName) {
