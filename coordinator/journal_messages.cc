@@ -227,6 +227,7 @@ std::string EncodeRun(const Run& run) {
   for (const uint64_t past : run.past_incarnations) out.add_past_incarnations(past);
   out.set_checkpoint(run.checkpoint);
   out.set_checkpoint_step(run.checkpoint_step);
+  out.set_checkpoint_epoch(run.checkpoint_epoch);
   out.set_teacher_rows_charged(run.teacher_rows_charged);
   if (run.best.has_value()) ToProto(*run.best, out.mutable_best());
   if (run.final.has_value()) ToProto(*run.final, out.mutable_final());
@@ -248,6 +249,7 @@ absl::Status DecodeRun(absl::string_view body, Run* run) {
   run->past_incarnations.assign(in.past_incarnations().begin(), in.past_incarnations().end());
   run->checkpoint = in.checkpoint();
   run->checkpoint_step = in.checkpoint_step();
+  run->checkpoint_epoch = in.checkpoint_epoch();
   run->teacher_rows_charged = in.teacher_rows_charged();
   if (in.has_best()) run->best = FromProto(in.best());
   if (in.has_final()) run->final = FromProto(in.final());

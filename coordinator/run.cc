@@ -103,7 +103,7 @@ void ResubmitRun(Run& run, const RunSetup& setup) {
   Run fresh;
   fresh.setup = setup;
   fresh.job = run.job;
-  fresh.epoch = run.epoch;
+  fresh.epoch = run.epoch + 1;  // what the former one's process still sends is of an older one
   RememberIncarnation(run);
   fresh.past_incarnations = run.past_incarnations;
   run = std::move(fresh);

@@ -62,6 +62,7 @@ struct Run {
   std::vector<uint64_t> past_incarnations;  // fenced, newest last
   std::string checkpoint;                   // last committed folder name
   uint64_t checkpoint_step = 0;
+  uint64_t checkpoint_epoch = 0;  // that committed it
   RunProgress last;
   std::optional<RunEvaluation> best;  // lowest KL
   std::optional<RunEvaluation> final;
@@ -86,7 +87,7 @@ absl::Status CheckRunEpoch(const Run& run, uint64_t epoch);
 bool ApplyReport(Run& run, const RunProgress& progress, absl::Duration now);
 // T6. False if it had ended already.
 bool CancelRun(Run& run);
-// T5, or a new setup under the same name: begins afresh, but with the epoch going on.
+// T5, or a new setup under the same name: begins afresh, in a higher epoch.
 void ResubmitRun(Run& run, const RunSetup& setup);
 
 }  // namespace stillhouse

@@ -181,6 +181,7 @@ struct SubmitEvent {
 struct SubmitAnswer {
   std::string job;
   bool resumed = false;
+  std::vector<std::string> notes;  // of runs that begin anew: why; not repeated with the answer
 };
 absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, absl::Duration now,
                                       Effects& effects);

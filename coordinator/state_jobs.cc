@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "coordinator/state.h"
 
@@ -74,6 +75,32 @@ void EraseChunks(State& state, Job& job, Effects& effects) {
   effects.rows.insert({RowRef::Kind::kEraseChunks, job.name});
 }
 
+// For people: what is no longer as it was when the job was submitted last.
+std::string WhatChanged(const Job& job, const SubmitEvent& event) {
+  const bool recipe = job.recipe_text != event.recipe_text;
+  std::vector<std::string> what;
+  if (job.capture.teacher != event.capture.teacher) what.emplace_back("teacher");
+  if (!recipe && job.capture.plan != event.capture.plan) what.emplace_back("texts");
+  if (recipe) what.emplace_back("recipe");
+  return absl::StrJoin(what, " and ");
+}
+
+// Of every run that is another one than that of its name before: REQUIRES: not taken over yet.
+std::vector<std::string> NotesOfNewRuns(const State& state, const SubmitEvent& event,
+                                        const std::string& changes) {
+  std::vector<std::string> notes;
+  for (const RunSetup& setup : event.runs) {
+    const auto known = state.runs.find(setup.name);
+    if (known == state.runs.end() || known->second.setup.hash == setup.hash) continue;
+    notes.push_back(absl::StrCat(
+        setup.name, ": ",
+        changes.empty() ? "named otherwise by an earlier version"
+                        : absl::StrCat("its ", changes, " changed since it was last submitted"),
+        "; this is a new run in ", setup.folder, ", and what the former one left stays"));
+  }
+  return notes;
+}
+
 // Takes over the runs of a submission; returns whether all of them were known as they are.
 bool TakeRuns(State& state, Job& job, const SubmitEvent& event, bool capture_changed,
               Effects& effects) {
@@ -111,8 +138,9 @@ absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, ab
   const std::string name = absl::StrCat("job/", event.name);
   auto [it, added] = state.jobs.try_emplace(name);
   Job& job = it->second;
-  if (!added && job.submit_key == event.key) return SubmitAnswer{name, job.submit_resumed};
+  if (!added && job.submit_key == event.key) return SubmitAnswer{name, job.submit_resumed, {}};
 
+  const std::string changes = added ? "" : WhatChanged(job, event);
   const bool capture_changed =
       added || job.capture != event.capture || job.chunks.specs() != event.chunks;
   if (capture_changed) {
@@ -128,6 +156,7 @@ absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, ab
   job.name = name;
   job.recipe_path = event.recipe_path;
   job.recipe_text = event.recipe_text;
+  SubmitAnswer answer{name, false, NotesOfNewRuns(state, event, changes)};
   const bool runs_known = TakeRuns(state, job, event, capture_changed, effects);
   job.phase = JobPhase::kCapturing;
   job.problem.clear();
@@ -154,7 +183,8 @@ absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, ab
   effects.asks.push_back(std::move(ask));
   effects.rows.insert({RowRef::Kind::kJob, name});
   effects.rows.insert({RowRef::Kind::kJobState, name});
-  return SubmitAnswer{name, job.submit_resumed};
+  answer.resumed = job.submit_resumed;
+  return answer;
 }
 
 absl::Status OnCancel(State& state, const std::string& name, Effects& effects) {

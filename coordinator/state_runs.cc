@@ -87,12 +87,15 @@ absl::Status OnCommitCheckpoint(State& state, const std::string& name, uint64_t 
         absl::StrCat(name, ": a checkpoint is the name of one folder, not \"", folder, "\""));
   }
   if (run->checkpoint == folder) return absl::OkStatus();
-  if (step < run->checkpoint_step) {  // a delayed copy of a request that was answered long ago
+  // A delayed copy of a request that was answered long ago. A later process may have gone back to
+  // an older checkpoint, because the last one could not be read.
+  if (step < run->checkpoint_step && run_epoch == run->checkpoint_epoch) {
     return absl::AbortedError(absl::StrCat(name, ": the checkpoint of step ", run->checkpoint_step,
                                            " was committed after that of step ", step));
   }
   run->checkpoint = folder;
   run->checkpoint_step = step;
+  run->checkpoint_epoch = run_epoch;
   effects.rows.insert({RowRef::Kind::kRun, name});
   return absl::OkStatus();
 }

@@ -134,6 +134,7 @@ absl::StatusOr<std::string> Submit(absl::string_view body, WireContext& context)
   pb::SubmitResponse response;
   response.set_job(answer.job);
   response.set_resumed(answer.resumed);
+  for (const std::string& note : answer.notes) response.add_notes(note);
   return response.SerializeAsString();
 }
 

@@ -100,12 +100,19 @@ struct Recipe {
 absl::StatusOr<Recipe> ParseRecipe(absl::string_view text, const std::string& path);
 absl::StatusOr<Recipe> ReadRecipe(const std::string& path);
 
+// What lay behind the recipe's words when the run was submitted.
+struct RunInputs {
+  Digest plan;     // of the texts
+  Digest teacher;  // its fingerprint
+};
+
 // "run/<recipe>/<student>"; the folder of a run ends in the first 8 digits of RunHash: a hash of
-// what the recipe says of this student, of its teacher, dataset and capture, spelt canonically.
-// Where the results go (cache, output) is no part of it, nor is the place of the recipe's folder.
+// what the recipe says of this student, of its teacher, dataset and capture, spelt canonically, and
+// of what the texts and the teacher hold. Where the results go (cache, output) is no part of it,
+// nor is the place of the recipe's folder.
 std::string RunName(const Recipe& recipe, const StudentRecipe& student);
-Digest RunHash(const Recipe& recipe, const StudentRecipe& student);
-std::string RunFolder(const Recipe& recipe,
-                      const StudentRecipe& student);  // <output>/.runs/<student>-<hash8>
+Digest RunHash(const Recipe& recipe, const StudentRecipe& student, const RunInputs& inputs);
+// <output>/.runs/<student>-<hash8>
+std::string RunFolder(const Recipe& recipe, const StudentRecipe& student, const RunInputs& inputs);
 
 }  // namespace stillhouse

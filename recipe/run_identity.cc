@@ -31,7 +31,7 @@ std::string Portable(const Recipe& recipe, const std::string& path) {
 }
 
 void AddShared(const Recipe& recipe, Canonical& out) {
-  out.Add("recipe", 1);  // of this spelling
+  out.Add("recipe", 2);  // of this spelling
   out.Add("name", recipe.name);
   out.Add("teacher.model", Portable(recipe, recipe.teacher.model));
   out.Add("teacher.dtype", recipe.teacher.dtype);
@@ -94,16 +94,18 @@ std::string RunName(const Recipe& recipe, const StudentRecipe& student) {
   return absl::StrCat("run/", recipe.name, "/", student.name);
 }
 
-Digest RunHash(const Recipe& recipe, const StudentRecipe& student) {
+Digest RunHash(const Recipe& recipe, const StudentRecipe& student, const RunInputs& inputs) {
   Canonical out;
+  out.Add("plan", inputs.plan.AsStringView());
+  out.Add("teacher", inputs.teacher.AsStringView());
   AddShared(recipe, out);
   AddStudent(student, out);
   return out.Finish();
 }
 
-std::string RunFolder(const Recipe& recipe, const StudentRecipe& student) {
-  return JoinPath(recipe.output,
-                  absl::StrCat(".runs/", student.name, "-", RunHash(recipe, student).ShortHex()));
+std::string RunFolder(const Recipe& recipe, const StudentRecipe& student, const RunInputs& inputs) {
+  return JoinPath(recipe.output, absl::StrCat(".runs/", student.name, "-",
+                                              RunHash(recipe, student, inputs).ShortHex()));
 }
 
 }  // namespace stillhouse

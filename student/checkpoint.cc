@@ -3,10 +3,13 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -14,6 +17,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "common/file.h"
+#include "common/log.h"
 #include "common/status.h"
 #include "formats/json.h"
 
@@ -110,22 +114,73 @@ std::string DigestOf(OrderedJson json) {
   return Sha256Of(json.dump()).Hex();
 }
 
+absl::Status Refused(absl::string_view what) { return absl::DataLossError(what); }
+
+// JSON's conversions would take -1 for 2^64 - 1.
+absl::StatusOr<uint64_t> Count(const OrderedJson& json, const char* key) {
+  const OrderedJson& value = json.at(key);
+  if (value.is_number_unsigned()) return value.get<uint64_t>();
+  return Refused(absl::StrCat(key, " is no count"));
+}
+
+absl::StatusOr<double> Duration(const OrderedJson& json, const char* key) {
+  const double value = json.at(key).get<double>();
+  if (std::isfinite(value) && value >= 0) return value;
+  return Refused(absl::StrCat(key, " is no duration"));
+}
+
 absl::StatusOr<RunProgress> ProgressOf(const OrderedJson& json) {
   RunProgress progress;
   SH_ASSIGN_OR_RETURN(progress.run_hash, DigestFromHex(json.at("run_hash").get<std::string>()));
-  progress.step = json.at("step").get<uint64_t>();
-  progress.data.epoch = json.at("data").at("epoch").get<uint64_t>();
-  progress.data.index = json.at("data").at("index").get<uint64_t>();
-  progress.seed = json.at("randomness").at("seed").get<uint64_t>();
+  SH_ASSIGN_OR_RETURN(progress.step, Count(json, "step"));
+  SH_ASSIGN_OR_RETURN(progress.data.epoch, Count(json.at("data"), "epoch"));
+  SH_ASSIGN_OR_RETURN(progress.data.index, Count(json.at("data"), "index"));
+  SH_ASSIGN_OR_RETURN(progress.seed, Count(json.at("randomness"), "seed"));
   progress.teacher_layers = json.at("teacher_layers").get<std::vector<int64_t>>();
-  progress.seconds = json.at("seconds").get<double>();
-  progress.waited_s = json.at("waited_s").get<double>();
+  SH_ASSIGN_OR_RETURN(progress.seconds, Duration(json, "seconds"));
+  SH_ASSIGN_OR_RETURN(progress.waited_s, Duration(json, "waited_s"));
   const OrderedJson& stop = json.at("early_stop");
   progress.best = stop.at("best").get<double>();
-  progress.best_step = stop.at("best_step").get<uint64_t>();
-  progress.evaluations = stop.at("evaluations").get<uint64_t>();
-  progress.evaluations_without_gain = stop.at("without_gain").get<uint64_t>();
+  SH_ASSIGN_OR_RETURN(progress.best_step, Count(stop, "best_step"));
+  SH_ASSIGN_OR_RETURN(progress.evaluations, Count(stop, "evaluations"));
+  SH_ASSIGN_OR_RETURN(progress.evaluations_without_gain, Count(stop, "without_gain"));
   return progress;
+}
+
+// Whether `step` steps can have read as far as `data`: each takes a document at least.
+bool IsReachable(const DataPosition& data, uint64_t step, const CheckpointRules& rules) {
+  if (data.index >= rules.epoch_documents || rules.epoch_rows == 0) return false;
+  uint64_t rows_max = 0;
+  if (__builtin_mul_overflow(step, rules.step_rows, &rows_max)) rows_max = UINT64_MAX;
+  if (data.epoch > rows_max / rules.epoch_rows) return false;
+  uint64_t documents = 0;
+  if (__builtin_mul_overflow(data.epoch, rules.epoch_documents, &documents)) return true;
+  return __builtin_add_overflow(documents, data.index, &documents) || documents >= step;
+}
+
+// Numbers that a run could not have written, though their digest is right.
+absl::Status CheckProgress(const RunProgress& progress, uint64_t named_step,
+                           const CheckpointRules& rules) {
+  if (progress.step != named_step) {
+    return Refused(absl::StrCat("step ", progress.step, " is not the one of its folder's name"));
+  }
+  if (progress.step > rules.steps) {
+    return Refused(absl::StrCat("step ", progress.step, " of ", rules.steps));
+  }
+  if (!IsReachable(progress.data, progress.step, rules)) {
+    return Refused(absl::StrCat("document ", progress.data.index, " of epoch ", progress.data.epoch,
+                                " is not where step ", progress.step, " of this plan can end"));
+  }
+  if (progress.seed != rules.seed) return Refused("its seed is not the recipe's");
+  if (progress.teacher_layers != rules.teacher_layers) {
+    return Refused("it began from other layers of the teacher than its run");
+  }
+  if (!std::isfinite(progress.best) || progress.best_step > progress.step ||
+      progress.evaluations > progress.step + 1 ||
+      progress.evaluations_without_gain > progress.evaluations) {
+    return Refused("early_stop is not possible");
+  }
+  return absl::OkStatus();
 }
 
 // The manifest, whole and unchanged, or DataLoss naming the file.
@@ -231,9 +286,14 @@ absl::StatusOr<std::string> CheckpointStore::Write(const RunProgress& progress,
   return name;
 }
 
-absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name, const Digest& run_hash,
+absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name,
+                                                  const CheckpointRules& rules,
                                                   StudentState* state) const {
   const std::string folder = JoinPath(folder_, name);
+  const std::optional<ParsedName> parsed = ParseName(name);
+  if (!parsed.has_value() || parsed->unfinished) {
+    return absl::DataLossError(absl::StrCat(folder, ": not the name of a checkpoint"));
+  }
   if (!PathExists(folder)) return absl::NotFoundError(absl::StrCat(folder, ": no such checkpoint"));
   try {
     SH_ASSIGN_OR_RETURN(const OrderedJson json, ReadManifest(folder));
@@ -241,13 +301,18 @@ absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name, const
       return absl::UnimplementedError(
           absl::StrCat(folder, ": written by a version or a number of ranks that this one lacks"));
     }
-    SH_ASSIGN_OR_RETURN(const RunProgress progress, ProgressOf(json));
-    if (progress.run_hash != run_hash) {
+    const std::string manifest = JoinPath(folder, kManifest);
+    SH_ASSIGN_OR_RETURN_AT(const RunProgress progress, ProgressOf(json), manifest);
+    if (progress.run_hash != rules.run_hash) {
       return absl::FailedPreconditionError(absl::StrCat(folder, ": belongs to another run"));
     }
+    SH_RETURN_IF_ERROR_AT(CheckProgress(progress, parsed->step, rules), manifest);
     SH_RETURN_IF_ERROR(CheckLayout(json, state->layout, folder));
     const OrderedJson& file = json.at("files").at(0);
-    const std::string path = JoinPath(folder, file.at("name").get<std::string>());
+    if (file.at("name").get<std::string>() != ShardName()) {
+      return absl::DataLossError(absl::StrCat(manifest, ": names another file than ", ShardName()));
+    }
+    const std::string path = JoinPath(folder, ShardName());
     SH_ASSIGN_OR_RETURN(const auto map, MappedFile::Open(path));
     const size_t n = state->layout.size(), bytes = n * sizeof(float);
     if (map->bytes().size() != kHeaderBytes + 3 * bytes ||
@@ -269,6 +334,38 @@ absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name, const
   } catch (const Json::exception& error) {
     return absl::DataLossError(absl::StrCat(folder, "/", kManifest, ": ", error.what()));
   }
+}
+
+absl::StatusOr<CheckpointStore::Found> CheckpointStore::ReadNewest(const std::string& committed,
+                                                                   const CheckpointRules& rules,
+                                                                   StudentState* state) const {
+  std::vector<std::string> candidates = {committed};
+  const std::optional<ParsedName> last = ParseName(committed);
+  const absl::StatusOr<std::vector<std::string>> names = List();
+  if (!names.ok()) LogError("looking for checkpoints: ", names.status().message());
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
+    if (name != committed && last.has_value() && ParseName(name)->step <= last->step) {
+      candidates.push_back(name);
+    }
+  }
+  absl::Status first;
+  for (const std::string& name : candidates) {
+    const absl::StatusOr<RunProgress> read = Read(name, rules, state);
+    if (read.ok()) {
+      if (name != committed) LogWarning("going on from the older checkpoint ", name, " instead");
+      return Found{name, *read};
+    }
+    LogError("checkpoint refused: ", read.status().message());
+    if (first.ok()) first = read.status();
+  }
+  return absl::DataLossError(
+      absl::StrCat("none of the run's ", candidates.size(), " checkpoints can be read (",
+                   first.message(), "): remove ", folder_, " to train the run from its start"));
+}
+
+bool CheckpointStore::FolderExists() const {
+  struct stat info {};
+  return lstat(folder_.c_str(), &info) == 0 || errno != ENOENT;
 }
 
 absl::StatusOr<std::vector<std::string>> CheckpointStore::List() const {

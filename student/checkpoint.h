@@ -44,6 +44,17 @@ struct RunProgress {
   friend bool operator==(const RunProgress&, const RunProgress&) = default;
 };
 
+// What a checkpoint must fit, so that a run can go on from it.
+struct CheckpointRules {
+  Digest run_hash;
+  uint64_t seed = 0;
+  std::vector<int64_t> teacher_layers;
+  uint64_t steps = 0;            // of the whole run
+  uint64_t step_rows = 0;        // at most, of one step
+  uint64_t epoch_documents = 0;  // of the plan
+  uint64_t epoch_rows = 0;
+};
+
 class CheckpointStore {
  public:
   // What a test may make fail: called with "folder", "shard", "manifest", "rename", "sync" before
@@ -57,9 +68,21 @@ class CheckpointStore {
   absl::StatusOr<std::string> Write(const RunProgress& progress, const StudentState& state,
                                     uint64_t run_epoch);
   // Reads one back into `state`, bit for bit. NotFound; DataLoss, naming the file, for anything
-  // that is not as it was written; FailedPrecondition for another run's, or another layout.
-  absl::StatusOr<RunProgress> Read(const std::string& name, const Digest& run_hash,
+  // that is not as it was written, or could not have been; FailedPrecondition for another run's, or
+  // another layout. `state` is as it was unless it returns OK.
+  absl::StatusOr<RunProgress> Read(const std::string& name, const CheckpointRules& rules,
                                    StudentState* state) const;
+  // Reads `committed`, or, whatever is wrong with it, the newest of no later step that can be read:
+  // the way from there is the same, only longer. DataLoss, saying what to do, when there is none.
+  struct Found {
+    std::string name;
+    RunProgress progress;
+  };
+  absl::StatusOr<Found> ReadNewest(const std::string& committed, const CheckpointRules& rules,
+                                   StudentState* state) const;
+  // Whether there is a folder for checkpoints. Who removes it wants the run to begin anew.
+  bool FolderExists() const;
+  const std::string& folder() const { return folder_; }
   // Complete folders, highest step first, then latest epoch first.
   absl::StatusOr<std::vector<std::string>> List() const;
   // Removes unfinished folders, and all but the newest `keep` of the others; never `committed`.

@@ -59,12 +59,14 @@ DocumentList StepDocuments(std::shared_ptr<const Plan> plan, DataCursor cursor, 
   };
 }
 
+uint32_t TrainingDocumentCount(const Plan& plan) {
+  if (plan.training_chunk_count() == plan.chunk_count()) return plan.document_count();
+  return plan.chunk(plan.training_chunk_count()).begin;
+}
+
 DocumentList HeldOutDocuments(const Plan& plan) {
   const uint32_t end = plan.document_count();
-  uint32_t next = end;
-  if (plan.training_chunk_count() < plan.chunk_count()) {
-    next = plan.chunk(plan.training_chunk_count()).begin;
-  }
+  uint32_t next = TrainingDocumentCount(plan);
   return [next, end]() mutable -> std::optional<uint32_t> {
     if (next == end) return std::nullopt;
     return next++;

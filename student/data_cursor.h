@@ -44,6 +44,8 @@ std::vector<uint32_t> TakeStep(const Plan& plan, DataCursor& cursor, uint64_t ro
 using DocumentList = absl::AnyInvocable<std::optional<uint32_t>()>;
 DocumentList StepDocuments(std::shared_ptr<const Plan> plan, DataCursor cursor, uint64_t steps,
                            uint64_t rows_max);
+// Of an epoch. The plan's training documents come before those held out.
+uint32_t TrainingDocumentCount(const Plan& plan);
 // Those of the held-out chunks, in the plan's order.
 DocumentList HeldOutDocuments(const Plan& plan);
 

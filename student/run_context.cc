@@ -154,7 +154,7 @@ absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& servi
     return absl::UnimplementedError(absl::StrCat("student ", student.name, ": ", student.ranks,
                                                  " ranks; this version trains on one"));
   }
-  context.run_hash = RunHash(context.recipe, student);
+  context.run_hash = RunHash(context.recipe, student, {spec.plan, spec.teacher});
   SH_ASSIGN_OR_RETURN(context.terms, LossTermsOf(student));
   SH_ASSIGN_OR_RETURN(context.sections, SectionsOf(context.terms, spec.sections));
 

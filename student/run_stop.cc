@@ -25,6 +25,7 @@ constexpr Kind kKinds[] = {
     {RunStop::kNeedsTeacher, "needs_teacher", absl::StatusCode::kFailedPrecondition},
     {RunStop::kExcluded, "excluded", absl::StatusCode::kFailedPrecondition},
     {RunStop::kLost, "lost", absl::StatusCode::kDataLoss},
+    {RunStop::kNoCheckpoint, "no_checkpoint", absl::StatusCode::kDataLoss},
     {RunStop::kDiverged, "diverged", absl::StatusCode::kInternal},
 };
 
@@ -53,6 +54,8 @@ int RunStopExitCode(RunStop stop, const absl::Status& status) {
     case RunStop::kLost:
     case RunStop::kDiverged:
       return kExitDoNotRequeue;
+    case RunStop::kNoCheckpoint:
+      return kExitCorrupt;
     case RunStop::kSuperseded:
     case RunStop::kFailed:
       break;

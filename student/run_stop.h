@@ -19,11 +19,12 @@ enum class RunStop {
   kNeedsTeacher,  // no teacher worker is alive
   kExcluded,      // a chunk was taken out of the job
   kLost,          // what was stored is gone
+  kNoCheckpoint,  // the run had some, and none can be read
   kDiverged,      // loss or gradient is not finite
 };
 
 absl::string_view RunStopName(RunStop stop);  // "finished", "needs_teacher", …
-// Kinds that no restart can mend give kExitDoNotRequeue.
+// Kinds that no restart can mend give kExitDoNotRequeue, or kExitCorrupt for kNoCheckpoint.
 int RunStopExitCode(RunStop stop, const absl::Status& status);
 
 // A status that says `stop`; `message` says what to do. REQUIRES: not kFinished.

@@ -97,8 +97,8 @@ class Run {
       report.steps = steps();
       report.parameters = static_cast<uint64_t>(context_.shape.config.ParameterCount());
     });
-    SH_ASSIGN_OR_RETURN(const bool resumed, Resume());
-    if (!resumed) {
+    SH_ASSIGN_OR_RETURN(const std::string resumed_from, Resume());
+    if (resumed_from.empty()) {
       SH_RETURN_IF_ERROR(InitialiseMasters(context_.shape, *context_.teacher.weights,
                                            context_.student.seed, &state_));
       progress_ = {};
@@ -108,8 +108,8 @@ class Run {
     }
     seconds_before_ = progress_.seconds;
     saved_step_ = progress_.step;
-    SH_RETURN_IF_ERROR(checkpoints_.Prune(context_.spec.checkpoint,
-                                          static_cast<size_t>(context_.student.checkpoint_keep)));
+    SH_RETURN_IF_ERROR(
+        checkpoints_.Prune(resumed_from, static_cast<size_t>(context_.student.checkpoint_keep)));
     SH_ASSIGN_OR_RETURN(metrics_,
                         MetricsLog::Open(context_.spec.run_folder, progress_.step, context_.terms));
     StudentLossOptions loss{context_.terms, context_.plan->vocabulary(), {}};
@@ -148,33 +148,29 @@ class Run {
     return absl::OkStatus();
   }
 
-  // True when the state was read from the last committed checkpoint, or from an older one where
-  // that is damaged: the way from there is the same, bit for bit, only longer.
-  absl::StatusOr<bool> Resume() {
+  CheckpointRules Rules() const {
+    return {.run_hash = context_.run_hash,
+            .seed = context_.student.seed,
+            .teacher_layers = context_.shape.teacher_layers,
+            .steps = steps(),
+            .step_rows = step_rows(),
+            .epoch_documents = TrainingDocumentCount(*context_.plan),
+            .epoch_rows = context_.plan->training_rows()};
+  }
+
+  // The name of the checkpoint that the state was read from; "" at a start.
+  absl::StatusOr<std::string> Resume() {
     const std::string& committed = context_.spec.checkpoint;
-    if (committed.empty()) return false;
-    absl::StatusOr<RunProgress> read = checkpoints_.Read(committed, context_.run_hash, &state_);
-    std::string used = committed;
-    if (absl::IsDataLoss(read.status()) || absl::IsNotFound(read.status())) {
-      LogError("checkpoint refused: ", read.status().message());
-      SH_ASSIGN_OR_RETURN(const auto names, checkpoints_.List());
-      for (const std::string& name : names) {
-        if (name == committed) continue;
-        absl::StatusOr<RunProgress> older = checkpoints_.Read(name, context_.run_hash, &state_);
-        if (!older.ok()) {
-          LogError("checkpoint refused: ", older.status().message());
-          continue;
-        }
-        LogWarning("going on from the older checkpoint ", name, " instead");
-        used = name;
-        read = std::move(older);
-        break;
-      }
+    if (committed.empty()) return std::string();
+    if (!checkpoints_.FolderExists()) {
+      LogWarning(checkpoints_.folder(), " was removed: this run is trained from its start");
+      return std::string();
     }
-    SH_RETURN_IF_ERROR_AT(read.status(), "no checkpoint of this run can be read");
-    progress_ = *read;
-    LogInfo("resuming after step ", progress_.step, " from ", used);
-    return true;
+    const auto found = checkpoints_.ReadNewest(committed, Rules(), &state_);
+    if (!found.ok()) return StopStatus(RunStop::kNoCheckpoint, found.status().message());
+    progress_ = found->progress;
+    LogInfo("resuming after step ", progress_.step, " from ", found->name);
+    return found->name;
   }
 
   absl::Status Train() {

@@ -1,9 +1,9 @@
 // student_trainer: trains one student of a submitted recipe, as the coordinator says.
 //
-// Exit codes: 0 finished (now or before), 2 the command line is wrong, 93 no restart will help (a
-// chunk is poisoned, lost or excluded, no teacher is alive, or the loss is not finite), 130
-// cancelled, 143 stopped by a signal with its state saved, else ExitCodeFor. `<run
-// folder>/exit.json` says the same.
+// Exit codes: 0 finished (now or before), 2 the command line is wrong, 7 no checkpoint of the run
+// or another file of it can be read, 93 no restart will help (a chunk is poisoned, lost or
+// excluded, no teacher is alive, or the loss is not finite), 130 cancelled, 143 stopped by a signal
+// with its state saved, else ExitCodeFor. `<run folder>/exit.json` says the same.
 #include <malloc.h>
 #include <unistd.h>
 

@@ -134,7 +134,7 @@ Json ToJson(const Checked& checked) {
     const StudentEstimate& estimate = checked.students[i];
     out["students"].push_back({{"name", student.name},
                                {"run", RunName(recipe, student)},
-                               {"folder", RunFolder(recipe, student)},
+                               {"folder", RunFolder(recipe, student, job.Inputs())},
                                {"parameters", estimate.parameters},
                                {"layers", estimate.config.layers},
                                {"steps", student.steps},

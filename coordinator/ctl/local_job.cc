@@ -27,6 +27,7 @@ constexpr absl::Duration kShutdownDeadline = absl::Seconds(5);
 const std::vector<int> kServerFinalCodes = {kExitUsage,        kExitNotFound, kExitConflict,
                                             kExitUnauthorised, kExitCorrupt,  127};
 const std::vector<int> kWorkerFinalCodes = {kExitUsage, kExitDoNotRequeue, 127};
+const std::vector<int> kStudentFinalCodes = {kExitUsage, kExitCorrupt, kExitDoNotRequeue, 127};
 
 }  // namespace
 
@@ -201,17 +202,18 @@ void LocalJob::OnInventory(absl::StatusOr<std::vector<bool>> complete) {
     for (int i = 0; i < options_.workers; ++i) StartTeacher();
   }
   SubmitJob(*coordinator_connection_->rpc, *job_, NewSubmissionKey(),
-            [this](absl::StatusOr<bool> resumed) { OnSubmitted(std::move(resumed)); });
+            [this](absl::StatusOr<Submitted> answer) { OnSubmitted(std::move(answer)); });
 }
 
 // T3
-void LocalJob::OnSubmitted(absl::StatusOr<bool> resumed) {
+void LocalJob::OnSubmitted(absl::StatusOr<Submitted> answer) {
   if (closing_) return;
-  if (!resumed.ok()) {
-    Close(resumed.status());
+  if (!answer.ok()) {
+    Close(answer.status());
     return;
   }
-  if (*resumed) printer_.Say(absl::StrCat(job_->JobName(), " goes on where it was"));
+  for (const std::string& note : answer->notes) printer_.Say(note);
+  if (answer->resumed) printer_.Say(absl::StrCat(job_->JobName(), " goes on where it was"));
   poller_ = std::make_unique<ViewPoller>(
       *coordinator_connection_->rpc, job_->JobName(), kViewPeriod,
       [this](absl::StatusOr<AdminView> view) { OnView(std::move(view)); });
@@ -263,7 +265,7 @@ void LocalJob::StartStudent(Student& student) {
   if (options_.threads > 0) {
     spec.argv.insert(spec.argv.end(), {"--threads", absl::StrCat(options_.threads)});
   }
-  spec.final_codes = kWorkerFinalCodes;
+  spec.final_codes = kStudentFinalCodes;
   supervisor_.Start(std::move(spec),
                     {.ready = nullptr,
                      // One that has told the coordinator how it ended has nothing more to do.
@@ -276,6 +278,7 @@ void LocalJob::StartStudent(Student& student) {
                          [this, &student](absl::Status status) {
                            student.over = true;
                            student.problem = std::string(status.message());
+                           student.unreadable = absl::IsDataLoss(status);
                            view_is_fresh_ = false;
                            if (!status.ok() && !closing_) printer_.Say(student.problem);
                            if (poller_ != nullptr) poller_->AskNow();
@@ -346,6 +349,7 @@ void LocalJob::CollectProblems() {
     const RunView* run = FindRun(student.run);
     const std::string state = run == nullptr ? "unknown" : run->state;
     if (state == "finished") continue;
+    result_.unreadable |= student.unreadable;
     result_.problems.push_back(absl::StrCat(
         student.run, ": ", state, student.problem.empty() ? "" : ": ", student.problem,
         student.problem.empty() ? absl::StrCat(" (log: ", LogOf(student.child), ")") : ""));

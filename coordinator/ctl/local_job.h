@@ -44,6 +44,7 @@ class LocalJob {
   struct Result {
     AdminView view;                     // the last one seen
     std::vector<std::string> problems;  // empty: everything ended well
+    bool unreadable = false;            // a run's files are among the problems
     int signal = 0;                     // that ended it early
   };
   // REQUIRES: called once.
@@ -56,6 +57,7 @@ class LocalJob {
     std::string run, child;
     bool started = false, over = false;
     std::string problem;
+    bool unreadable = false;
   };
 
   std::string Program(const std::string& name) const;
@@ -67,7 +69,7 @@ class LocalJob {
   void OnServersReady();
   void OnStored(absl::Status status);
   void OnInventory(absl::StatusOr<std::vector<bool>> complete);
-  void OnSubmitted(absl::StatusOr<bool> resumed);
+  void OnSubmitted(absl::StatusOr<Submitted> answer);
   void StartTeacher();
   void OnTeacherEnded(absl::Status status);
   void StartStudents();

@@ -10,11 +10,13 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "coordinator/ctl/connection.h"
+#include "coordinator/ctl/exports.h"
 #include "coordinator/ctl/job_views.h"
 #include "coordinator/ctl/local_job.h"
 #include "coordinator/ctl/output.h"
@@ -76,14 +78,16 @@ absl::StatusOr<int> Local(const Options& options) {
                         std::fprintf(stderr, "%s\n", line.c_str());
                       }));
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<LocalJob> run, LocalJob::Create(std::move(job), local));
-  SH_ASSIGN_OR_RETURN(const LocalJob::Result result, run->Run());
+  SH_ASSIGN_OR_RETURN(LocalJob::Result result, run->Run());
   if (result.signal != 0) return result.signal == SIGTERM ? kExitTerminated : kExitInterrupted;
+  const std::vector<std::string> damaged = CheckExports(recipe.output, &result.view);
   PrintText(options.format == OutputFormat::kTable
                 ? ResultTable(result.view)
                 : Render(JobsAndRunsJson(result.view), options.format));
-  for (const std::string& problem : result.problems) {
-    PrintError(problem);
+  for (const auto& problems : {result.problems, damaged}) {
+    for (const std::string& problem : problems) PrintError(problem);
   }
+  if (!damaged.empty() || result.unreadable) return kExitCorrupt;
   if (result.problems.empty()) return kExitOk;
   // A student that was given up without a word of its own leaves its run in the middle.
   const bool all_ended = std::all_of(result.view.runs.begin(), result.view.runs.end(), HasEnded);
@@ -115,7 +119,9 @@ void AddLocalVerb(CLI::App& app, ChosenVerb& chosen) {
       "students; progress goes to standard error, the result to standard output. Ctrl-C stops all "
       "of it;\n"
       "the same command then goes on where it was. Logs and state lie in OUTPUT/.stillhouse.\n"
-      "Ends with 0 when all ended well, 1 when something failed, 130 when it was interrupted or "
+      "Ends with 0 when all ended well, 1 when something failed, 7 when checkpoints or exports of "
+      "a "
+      "run are\ndamaged or gone, 130 when it was interrupted or "
       "something\nwas cancelled.\n"
       "Examples:\n  coordinatorctl local recipe.yaml\n"
       "  coordinatorctl local recipe.yaml --parallel 2 --threads 4 -o json > result.json\n");

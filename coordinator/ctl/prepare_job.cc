@@ -114,8 +114,8 @@ pb::SubmitRequest MakeSubmitRequest(const PreparedJob& job, const std::string& k
     auto* run = request.add_runs();
     run->set_name(RunName(job.recipe, student));
     run->set_student(student.name);
-    run->set_folder(RunFolder(job.recipe, student));
-    run->set_hash(RunHash(job.recipe, student).Hex());
+    run->set_folder(RunFolder(job.recipe, student, job.Inputs()));
+    run->set_hash(RunHash(job.recipe, student, job.Inputs()).Hex());
     run->set_steps(student.steps);
   }
   return request;
@@ -203,22 +203,22 @@ void StoreJob(CacheClient& cache, std::shared_ptr<const PreparedJob> job,
 }
 
 void SubmitJob(RpcClient& coordinator, const PreparedJob& job, const std::string& key,
-               absl::AnyInvocable<void(absl::StatusOr<bool>)> done) {
-  coordinator.Call("admin.Submit",
-                   {.body = MakeSubmitRequest(job, key).SerializeAsString(), .attachments = {}},
-                   {.deadline = kSubmitDeadline},
-                   [done = std::move(done)](absl::StatusOr<RpcMessage> answer) mutable {
-                     if (!answer.ok()) {
-                       done(Annotate(answer.status(), "submitting"));
-                       return;
-                     }
-                     pb::SubmitResponse response;
-                     if (!response.ParseFromString(answer->body)) {
-                       done(absl::DataLossError("submitting: the answer cannot be read"));
-                       return;
-                     }
-                     done(response.resumed());
-                   });
+               absl::AnyInvocable<void(absl::StatusOr<Submitted>)> done) {
+  coordinator.Call(
+      "admin.Submit", {.body = MakeSubmitRequest(job, key).SerializeAsString(), .attachments = {}},
+      {.deadline = kSubmitDeadline},
+      [done = std::move(done)](absl::StatusOr<RpcMessage> answer) mutable {
+        if (!answer.ok()) {
+          done(Annotate(answer.status(), "submitting"));
+          return;
+        }
+        pb::SubmitResponse response;
+        if (!response.ParseFromString(answer->body)) {
+          done(absl::DataLossError("submitting: the answer cannot be read"));
+          return;
+        }
+        done(Submitted{response.resumed(), {response.notes().begin(), response.notes().end()}});
+      });
 }
 
 std::string NewSubmissionKey() {

@@ -34,6 +34,7 @@ struct PreparedJob {
   std::vector<std::string> first_chunk_artefacts;
 
   std::string JobName() const { return "job/" + recipe.name; }
+  RunInputs Inputs() const { return {plan->digest(), teacher}; }
   JobObject Object() const;
 };
 
@@ -49,10 +50,13 @@ absl::StatusOr<std::shared_ptr<const PreparedJob>> PrepareJob(
 // Stores the plan and the job's description in the cache, durably.
 void StoreJob(CacheClient& cache, std::shared_ptr<const PreparedJob> job,
               absl::AnyInvocable<void(absl::Status)> done);
-// Asks the coordinator to run it; `key` makes a repeated request harmless. True: it was known
-// already.
+struct Submitted {
+  bool resumed = false;            // this very job was known already
+  std::vector<std::string> notes;  // for people: which runs begin anew, and why
+};
+// Asks the coordinator to run it; `key` makes a repeated request harmless.
 void SubmitJob(RpcClient& coordinator, const PreparedJob& job, const std::string& key,
-               absl::AnyInvocable<void(absl::StatusOr<bool>)> done);
+               absl::AnyInvocable<void(absl::StatusOr<Submitted>)> done);
 // A key that no other submission has.
 std::string NewSubmissionKey();
 

@@ -9,6 +9,7 @@
 #include "common/status.h"
 #include "coordinator/admin_view.h"
 #include "coordinator/ctl/connection.h"
+#include "coordinator/ctl/exports.h"
 #include "coordinator/ctl/job_views.h"
 #include "coordinator/ctl/output.h"
 #include "coordinator/ctl/verb.h"
@@ -33,7 +34,7 @@ absl::StatusOr<AdminView> AskLiveView(const Coordinator& coordinator, const std:
 }
 
 // From the live coordinator, or from what the last one wrote down.
-absl::StatusOr<AdminView> AskView(const Options& options) {
+absl::StatusOr<AdminView> AskViewAsWritten(const Options& options) {
   const absl::StatusOr<Coordinator> coordinator = FindCoordinator(options.coordinator);
   if (absl::IsUnavailable(coordinator.status())) {
     const absl::StatusOr<std::string> folder = FindStateFolder(options.coordinator);
@@ -44,6 +45,14 @@ absl::StatusOr<AdminView> AskView(const Options& options) {
   }
   if (!coordinator.ok()) return coordinator.status();
   return AskLiveView(*coordinator, options.name);
+}
+
+absl::StatusOr<AdminView> AskView(const Options& options) {
+  SH_ASSIGN_OR_RETURN(AdminView view, AskViewAsWritten(options));
+  const absl::StatusOr<std::string> folder = FindStateFolder(options.coordinator);
+  const bool is_locals = folder.ok() && *folder == StateFolder(FolderOf(*folder));
+  CheckExports(is_locals ? FolderOf(*folder) : "", &view);
+  return view;
 }
 
 absl::StatusOr<int> Get(const Options& options) {

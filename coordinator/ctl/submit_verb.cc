@@ -33,21 +33,23 @@ absl::StatusOr<int> Submit(const Options& options) {
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<Connection> coordinator_side,
                       Connect(loop, coordinator.file.address));
   const std::unique_ptr<CacheClient> cache = MakeCacheClient(*cache_side->rpc);
-  absl::StatusOr<bool> resumed = absl::UnknownError("not submitted");
+  absl::StatusOr<Submitted> submitted = absl::UnknownError("not submitted");
   StoreJob(*cache, job, [&](absl::Status stored) {
     if (!stored.ok()) {
-      resumed = stored;
+      submitted = stored;
       loop.Stop();
       return;
     }
-    SubmitJob(*coordinator_side->rpc, *job, NewSubmissionKey(), [&](absl::StatusOr<bool> answer) {
-      resumed = answer;
-      loop.Stop();
-    });
+    SubmitJob(*coordinator_side->rpc, *job, NewSubmissionKey(),
+              [&](absl::StatusOr<Submitted> answer) {
+                submitted = std::move(answer);
+                loop.Stop();
+              });
   });
   loop.Run();
-  if (!resumed.ok()) return resumed.status();
-  PrintText(absl::StrCat(job->JobName(), *resumed ? " goes on" : " is submitted",
+  if (!submitted.ok()) return submitted.status();
+  for (const std::string& note : submitted->notes) std::fprintf(stderr, "%s\n", note.c_str());
+  PrintText(absl::StrCat(job->JobName(), submitted->resumed ? " goes on" : " is submitted",
                          "; follow it with: coordinatorctl watch ", job->JobName(), "\n"));
   return kExitOk;
 }

@@ -112,10 +112,13 @@ void Supervisor::OnExit(Child& child, const ChildExit& exit) {
                                    exit.code) != child.spec.final_codes.end();
   if (is_final || child.restarts >= kChildRestartsMax) {
     const std::string last = LastLine(log);
-    End(child, absl::InternalError(absl::StrCat(
-                   child.spec.name, " ended with ", exit.Describe(),
-                   is_final ? "" : absl::StrCat(" for the ", child.restarts + 1, "th time"),
-                   last.empty() ? "" : ": ", last, " (log: ", log, ")")));
+    const bool damaged = is_final && exit.code == kExitCorrupt;
+    End(child,
+        absl::Status(
+            damaged ? absl::StatusCode::kDataLoss : absl::StatusCode::kInternal,
+            absl::StrCat(child.spec.name, " ended with ", exit.Describe(),
+                         is_final ? "" : absl::StrCat(" for the ", child.restarts + 1, "th time"),
+                         last.empty() ? "" : ": ", last, " (log: ", log, ")")));
     return;
   }
   const absl::Duration wait = child.backoff.Next();

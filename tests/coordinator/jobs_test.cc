@@ -50,6 +50,47 @@ TEST_F(JobsTest, ANewPlanAsksTheCacheAboutAllAndDropsOldGrants) {
   EXPECT_EQ(MustLease("t", 1).chunk, 0);
 }
 
+TEST_F(JobsTest, ARunOfOtherInputsIsANewOneAndTheReasonIsSaid) {
+  const auto changed = [](int number) {
+    SubmitEvent event = Submission(2);
+    event.key = absl::StrCat("key of ", number);
+    event.runs[0].hash = absl::StrCat("hash of ", number);
+    event.runs[0].folder = absl::StrCat("/out/a-", number);
+    return event;
+  };
+  EXPECT_THAT(Submit(Submission(2)).notes, ::testing::IsEmpty());
+  ASSERT_TRUE(OnStartRun(state_, {"run/j/a", 5, "h", 1}, now_, effects_).ok());
+  ASSERT_TRUE(OnCommitCheckpoint(state_, "run/j/a", 1, 20, "step-20.1.ab", effects_).ok());
+
+  SubmitEvent texts = changed(1);
+  texts.capture.plan = Sha256Of("plan 2");
+  EXPECT_THAT(Submit(texts).notes,
+              ::testing::ElementsAre("run/j/a: its texts changed since it was last submitted; this "
+                                     "is a new run in /out/a-1, and what the former one left "
+                                     "stays"));
+  EXPECT_EQ(state_.runs.at("run/j/a").checkpoint, "");
+  EXPECT_TRUE(
+      absl::IsAborted(OnCommitCheckpoint(state_, "run/j/a", 1, 40, "step-40.1.cd", effects_)))
+      << "of the former run's process";
+
+  SubmitEvent teacher = changed(2);
+  teacher.capture.plan = Sha256Of("plan 2");
+  teacher.capture.teacher = Sha256Of("teacher 2");
+  EXPECT_THAT(Submit(teacher).notes,
+              ::testing::ElementsAre(HasSubstr("its teacher changed since")));
+  SubmitEvent words = teacher;
+  words.key = "key of 3";
+  words.recipe_text = "name: j\nsteps: 3\n";
+  words.runs[0].hash = "hash of 3";
+  EXPECT_THAT(Submit(words).notes, ::testing::ElementsAre(HasSubstr("its recipe changed since")));
+  SubmitEvent version = words;
+  version.key = "key of 4";
+  version.runs[0].hash = "hash of 4";
+  EXPECT_THAT(Submit(version).notes, ::testing::ElementsAre(HasSubstr("an earlier version")));
+  version.key = "key of 5";
+  EXPECT_THAT(Submit(version).notes, ::testing::IsEmpty());
+}
+
 TEST_F(JobsTest, AnAnswerToAnOldQuestionChangesNothing) {
   Submit(Submission(2));
   const std::vector<InventoryAsk> old = std::move(effects_.asks);
@@ -146,6 +187,10 @@ TEST_F(JobsTest, CheckpointsAreFencedByEpoch) {
   EXPECT_TRUE(
       absl::IsInvalidArgument(OnCommitCheckpoint(state_, "run/j/a", 2, 60, "../escape", effects_)));
   EXPECT_EQ(state_.runs.at("run/j/a").checkpoint, "step-40.2.ef");
+  // The next process found it damaged and went back to an older one.
+  ASSERT_TRUE(OnStartRun(state_, {"run/j/a", 7, "h", 3}, now_, effects_).ok());
+  EXPECT_TRUE(OnCommitCheckpoint(state_, "run/j/a", 3, 30, "step-30.3.aa", effects_).ok());
+  EXPECT_EQ(state_.runs.at("run/j/a").checkpoint, "step-30.3.aa");
 }
 
 TEST_F(JobsTest, BadSubmissionsAreRefusedByName) {

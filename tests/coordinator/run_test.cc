@@ -108,8 +108,9 @@ TEST(RunTest, T5_ANewTextIsANewRunWhoseEpochsGoOn) {
   EXPECT_EQ(run.phase, RunPhase::kQueued);
   EXPECT_EQ(run.checkpoint, "");
   EXPECT_TRUE(absl::IsAborted(StartRun(run, 11))) << "the process of the old text";
+  EXPECT_TRUE(absl::IsAborted(CheckRunEpoch(run, 1))) << "what it still sends";
   ASSERT_TRUE(StartRun(run, 12).ok());
-  EXPECT_EQ(run.epoch, 2);
+  EXPECT_EQ(run.epoch, 3);
 }
 
 TEST(RunTest, T6_ACancelledRunDoesNotStart) {

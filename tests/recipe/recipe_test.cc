@@ -158,21 +158,23 @@ TEST(RecipeTest, ReadRecipeNamesTheFile) {
             absl::StrCat(path, ":1:1: nme: unknown key; did you mean \"name\"?"));
 }
 
+RunInputs Inputs() { return {Sha256Of("plan"), Sha256Of("teacher")}; }
+
 TEST(RunIdentityTest, NameAndFolder) {
   const Recipe recipe = Parsed(Sample());
   const StudentRecipe& student = recipe.students[0];
   EXPECT_EQ(RunName(recipe, student), "run/handbook/half");
-  EXPECT_EQ(RunFolder(recipe, student),
-            "/data/runs/.runs/half-" + RunHash(recipe, student).ShortHex());
+  EXPECT_EQ(RunFolder(recipe, student, Inputs()),
+            "/data/runs/.runs/half-" + RunHash(recipe, student, Inputs()).ShortHex());
   // Golden: a change here gives every user's runs new folders.
-  EXPECT_EQ(RunHash(recipe, student).ShortHex(), "1667719b");
+  EXPECT_EQ(RunHash(recipe, student, Inputs()).ShortHex(), "7628d02f");
 }
 
 TEST(RunIdentityTest, PlaceSpellingAndTargetsOfResultsDoNotMatter) {
   const Recipe recipe = Parsed(Sample());
-  const Digest hash = RunHash(recipe, recipe.students[0]);
+  const Digest hash = RunHash(recipe, recipe.students[0], Inputs());
   const Recipe moved = Parsed(Sample(), "/elsewhere/r2.yaml");
-  EXPECT_EQ(RunHash(moved, moved.students[0]), hash);
+  EXPECT_EQ(RunHash(moved, moved.students[0], Inputs()), hash);
   for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
            {"held_out: 0.05", "held_out: 5.0e-2"},
            {"directory: cache", "directory: other"},
@@ -183,7 +185,7 @@ TEST(RunIdentityTest, PlaceSpellingAndTargetsOfResultsDoNotMatter) {
     const std::string text = absl::StrReplaceAll(Sample(), {{from, to}});
     ASSERT_NE(text, Sample()) << from;
     const Recipe other = Parsed(text);
-    EXPECT_EQ(RunHash(other, other.students[0]), hash) << to;
+    EXPECT_EQ(RunHash(other, other.students[0], Inputs()), hash) << to;
   }
 }
 
@@ -227,14 +229,28 @@ TEST(RunIdentityTest, EverythingElseMatters) {
       {"keep: 2}", "keep: 3}"},
   };
   const Recipe recipe = Parsed(Sample());
-  std::set<Digest> seen = {RunHash(recipe, recipe.students[0])};
+  std::set<Digest> seen = {RunHash(recipe, recipe.students[0], Inputs())};
   for (const auto& [from, to] : changes) {
     std::string text = absl::StrReplaceAll(Sample(), {{from, to}});
     if (to == "from: scratch") text = absl::StrReplaceAll(text, {{", by: block_influence", ""}});
     ASSERT_NE(text, Sample()) << from;
     const Recipe other = Parsed(text);
-    EXPECT_TRUE(seen.insert(RunHash(other, other.students.at(0))).second) << from << " -> " << to;
+    EXPECT_TRUE(seen.insert(RunHash(other, other.students.at(0), Inputs())).second)
+        << from << " -> " << to;
   }
+}
+
+TEST(RunIdentityTest, WhatTheTextsAndTheTeacherHoldMatters) {
+  const Recipe recipe = Parsed(Sample());
+  const StudentRecipe& student = recipe.students[0];
+  RunInputs texts = Inputs(), teacher = Inputs();
+  texts.plan = Sha256Of("another plan");
+  teacher.teacher = Sha256Of("another teacher");
+  const RunInputs swapped = {Inputs().teacher, Inputs().plan};
+  const std::set<std::string> folders = {
+      RunFolder(recipe, student, Inputs()), RunFolder(recipe, student, texts),
+      RunFolder(recipe, student, teacher), RunFolder(recipe, student, swapped)};
+  EXPECT_EQ(folders.size(), 4u);
 }
 
 }  // namespace

@@ -84,7 +84,7 @@ class Bench {
     spec.plan = plan->digest();
     spec.teacher = teacher.fingerprint;
     spec.run_epoch = 1;
-    spec.run_folder = RunFolder(*recipe, recipe->students.at(0));
+    spec.run_folder = RunFolder(*recipe, recipe->students.at(0), {spec.plan, spec.teacher});
     for (const SectionSpec& section : teacher.Sections()) {
       spec.sections.push_back(section.Canonical());
       spec.held_out_sections.push_back(section.Canonical());
@@ -276,10 +276,25 @@ TEST(TrainerTest, ADamagedCheckpointIsRefusedAndTheOlderOneLeadsToTheSameBits) {
 
 TEST(TrainerTest, WithNoReadableCheckpointItStopsAndSaysSo) {
   Bench bench(kRecipe);
-  bench.run.committed = "step-4.1.00000000";
+  ASSERT_TRUE(bench.Train().ok());
+  const std::string exported = bench.Exported();
+  SH_CHECK_OK(RemoveTree(JoinPath(bench.output, "small")));
+  const std::string checkpoints = JoinPath(bench.spec.run_folder, "checkpoints");
+  const std::vector<std::string> names = *ListFolder(checkpoints);
+  for (const std::string& name : names) {
+    SH_CHECK_OK(RemoveTree(JoinPath(checkpoints, name)));
+  }
   const absl::Status status = bench.TrainAgain();
-  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("step-4.1.00000000"));
+  EXPECT_EQ(StopOf(status), RunStop::kNoCheckpoint) << status;
+  EXPECT_EQ(RunStopExitCode(StopOf(status), status), kExitCorrupt);
+  EXPECT_EQ(bench.ExitKind(), "no_checkpoint");
+  EXPECT_THAT(std::string(status.message()), HasSubstr(bench.run.committed));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("remove " + checkpoints));
+  // What the message says helps.
+  SH_CHECK_OK(RemoveTree(checkpoints));
+  const absl::Status again = bench.TrainAgain();
+  EXPECT_TRUE(again.ok()) << again;
+  EXPECT_EQ(bench.Exported(), exported);
 }
 
 TEST(TrainerTest, APoisonedChunkCheckpointsAndStops) {
@@ -332,6 +347,58 @@ TEST(TrainerTest, AnExportOfAnotherRunIsLeftAlone) {
     EXPECT_THAT(bench.run.reports.back().exported_to, HasSubstr("/small-"));
     EXPECT_TRUE(PathExists(JoinPath(bench.run.reports.back().exported_to, "config.json")));
   });
+}
+
+TEST(TrainerTest, ADamagedExportIsWrittenAgainAndAWholeOneIsNot) {
+  Bench bench(kRecipe);
+  ASSERT_TRUE(bench.Train().ok());
+  const std::string exported = bench.Exported();
+  const std::string folder = JoinPath(bench.output, "small");
+  const auto record = ReadJsonFile(JoinPath(bench.spec.run_folder, "export.json"), 1 << 20);
+  ASSERT_TRUE(record.ok());
+  EXPECT_EQ((*record)["folder"], "small");
+  bool found = false;
+  for (const Json& file : (*record)["files"]) {
+    if (file["name"] != "model.safetensors") continue;
+    found = true;
+    EXPECT_EQ(file["bytes"], exported.size());
+    EXPECT_EQ(file["sha256"], Sha256Of(exported).Hex());
+  }
+  EXPECT_TRUE(found);
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(folder, "model.safetensors"), "short"));
+  ASSERT_TRUE(bench.TrainAgain().ok());
+  EXPECT_EQ(bench.Exported(), exported);
+
+  // What a user put there is no reason to write it again, nor is it removed.
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(folder, "notes.txt"), "mine"));
+  ASSERT_TRUE(bench.TrainAgain().ok());
+  EXPECT_TRUE(PathExists(JoinPath(folder, "notes.txt")));
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(folder, "model.safetensors"), "short"));
+  EXPECT_EQ(bench.TrainAgain().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_TRUE(PathExists(JoinPath(folder, "notes.txt")));
+}
+
+TEST(TrainerTest, ANameThatAnotherRunTookMeanwhileIsNotThisRunsExport) {
+  Bench bench(kRecipe);
+  // This run recorded the name and ended; then another one exported under it.
+  SH_CHECK_OK(MakeFolders(bench.spec.run_folder));
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(bench.spec.run_folder, "export.json"),
+                                  R"({"folder": "small"})"));
+  const std::string another = JoinPath(FolderOf(bench.spec.run_folder), "small-00000000");
+  SH_CHECK_OK(MakeFolders(another));
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(another, "export.json"), R"({"folder": "small"})"));
+  SH_CHECK_OK(MakeFolders(JoinPath(bench.output, "small")));
+  ASSERT_TRUE(bench.Train().ok());
+  bench.OnLoop([&] { EXPECT_THAT(bench.run.reports.back().exported_to, HasSubstr("/small-")); });
+}
+
+TEST(TrainerTest, AnExportGoesIntoTheOutputFolderOfNow) {
+  Bench bench(kRecipe);
+  SH_CHECK_OK(MakeFolders(bench.spec.run_folder));
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(bench.spec.run_folder, "export.json"),
+                                  R"({"folder": "/where/it/was/before/small"})"));
+  ASSERT_TRUE(bench.Train().ok());
+  EXPECT_TRUE(PathExists(JoinPath(bench.output, "small/model.safetensors")));
 }
 
 TEST(TrainerTest, OtherLossesAndShapesTrainToo) {

@@ -30,6 +30,66 @@ const Undisturbed& RunUndisturbed() {
   return *kept;
 }
 
+// What `local` says of runs whose inputs or files changed since they finished.
+class ChangedTest : public testing::Test {
+ protected:
+  ChangedTest() : place_({.texts = 24, .students = 1, .steps = 2}) {
+    const Finished run = place_.Local();
+    SH_CHECK(run.code == 0, run.err, place_.Logs());
+    before_ = json::parse(run.out)["runs"][0];
+  }
+
+  Workplace place_;
+  json before_;
+};
+
+TEST_F(ChangedTest, OtherTextsAreANewRunBesideTheOld) {
+  const std::string old_export = before_["exported_to"];
+  const std::string old_weights = *ReadFile(JoinPath(old_export, "model.safetensors"));
+  SH_CHECK_OK(WriteFileAtomically(place_.Path("corpus/3.txt"), "quite another text than before"));
+  const Finished again = place_.Local();
+  ASSERT_EQ(again.code, 0) << again.err << place_.Logs();
+  EXPECT_THAT(again.err, HasSubstr("its texts changed since it was last submitted"));
+  const json run = json::parse(again.out)["runs"][0];
+  EXPECT_EQ(run["name"], before_["name"]);
+  EXPECT_EQ(run["state"], "finished");
+  EXPECT_EQ(run["step"], 2);
+  EXPECT_NE(run["folder"], before_["folder"]);
+  const std::string new_export = run["exported_to"];
+  EXPECT_NE(new_export, old_export);
+  EXPECT_TRUE(PathExists(JoinPath(new_export, "model.safetensors")));
+  EXPECT_EQ(*ReadFile(JoinPath(old_export, "model.safetensors")), old_weights);
+}
+
+TEST_F(ChangedTest, ALostExportIsSaidAndTheRunFoundWhereItWasMoved) {
+  const std::string model =
+      JoinPath(before_["exported_to"].get<std::string>(), "model.safetensors");
+  const std::string weights = *ReadFile(model);
+  SH_CHECK_OK(WriteFileAtomically(model, "short"));
+  const Finished damaged = place_.Local();
+  EXPECT_EQ(damaged.code, 7) << damaged.err;
+  EXPECT_THAT(damaged.err, HasSubstr("has a model.safetensors of 5 bytes"));
+  // What it says helps.
+  SH_CHECK_OK(RemoveTree(place_.Path("runs/.stillhouse")));
+  const Finished anew = place_.Local();
+  EXPECT_EQ(anew.code, 0) << anew.err << place_.Logs();
+  EXPECT_EQ(*ReadFile(model), weights);
+  // The journal has the old place.
+  SH_CHECK(rename(place_.Path("runs").c_str(), place_.Path("moved").c_str()) == 0);
+  std::string recipe = *ReadFile(place_.recipe());
+  recipe.replace(recipe.find("output: runs"), 12, "output: moved");
+  SH_CHECK_OK(WriteFileAtomically(place_.recipe(), recipe));
+  const json seen = place_.Get();
+  EXPECT_EQ(seen["runs"][0]["exported_to"], place_.Path("moved/" + BaseName(FolderOf(model))));
+  const Finished moved = place_.Local();
+  EXPECT_EQ(moved.code, 0) << moved.err;
+  EXPECT_EQ(json::parse(moved.out)["runs"][0]["exported_to"], seen["runs"][0]["exported_to"]);
+  SH_CHECK_OK(RemoveTree(seen["runs"][0]["exported_to"].get<std::string>()));
+  const Finished gone = place_.Local();
+  EXPECT_EQ(gone.code, 7);
+  EXPECT_THAT(gone.err, HasSubstr("is not there any more"));
+}
+
 // Starts the same job and stops the teacher worker in the middle of the capture.
 class DisturbedTest : public testing::Test {
  protected:
