@@ -17,8 +17,8 @@ namespace stillhouse {
 // The Status for the current errno: "`action` `path`: <reason>".
 absl::Status ErrnoStatus(absl::string_view action, absl::string_view path);
 
-// For reading; the caller closes it. InvalidArgument unless it is a regular file: a pipe that nobody
-// writes to must not block.
+// For reading; the caller closes it. InvalidArgument unless it is a regular file: a pipe that
+// nobody writes to must not block.
 absl::StatusOr<int> OpenRegularFile(const std::string& path);
 
 // ResourceExhausted if the file is larger than `bytes_max`.

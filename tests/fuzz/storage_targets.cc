@@ -282,8 +282,8 @@ FuzzTarget ExportTarget() {
 }  // namespace
 
 std::vector<FuzzTarget> StorageTargets() {
-  return {StatsTarget(),  SampledTarget(), TopTarget(), HiddenTarget(), SectionTarget(),
-          RecordTarget(), ExportTarget(),  PlanTarget()};
+  return {StatsTarget(),   SampledTarget(), TopTarget(),    HiddenTarget(),
+          SectionTarget(), RecordTarget(),  ExportTarget(), PlanTarget()};
 }
 
 }  // namespace stillhouse
