@@ -29,9 +29,9 @@ class PoolAsyncStore final : public AsyncStore {
 
   void Put(PutItem item, Callback<PutCounts> done) override {
     readers_->Post([this, item = std::move(item), done = std::move(done)]() mutable {
-      const absl::Status checked = CheckPut(item);
+      absl::Status checked = CheckPut(item);
       if (!checked.ok()) {
-        Finish(std::move(done), checked);
+        Finish(std::move(done), std::move(checked));
         return;
       }
       {
@@ -73,17 +73,20 @@ class PoolAsyncStore final : public AsyncStore {
       }
     }
     if (items.empty()) return;
-    const auto counts = sections_.Put(items);
+    auto counts = sections_.Put(items);
     for (size_t i = 0; i < items.size(); ++i) {
       if (counts.ok()) {
         Finish(std::move(dones[i]), (*counts)[i]);
       } else if (items.size() == 1) {
-        Finish(std::move(dones[i]), counts.status());
+        Finish(std::move(dones[i]), std::move(counts).status());
       } else {
         // One item must not spoil the others: each on its own.
-        const auto alone = sections_.Put(absl::MakeConstSpan(&items[i], 1));
-        Finish(std::move(dones[i]),
-               alone.ok() ? absl::StatusOr<PutCounts>((*alone)[0]) : alone.status());
+        auto alone = sections_.Put(absl::MakeConstSpan(&items[i], 1));
+        if (alone.ok()) {
+          Finish(std::move(dones[i]), (*alone)[0]);
+        } else {
+          Finish(std::move(dones[i]), std::move(alone).status());
+        }
       }
     }
   }
