@@ -219,7 +219,9 @@ TEST_F(CheckpointTest, RefusesNumbersThatNoRunCouldHaveWritten) {
   };
   StudentState other(SmallConfig(true), DType::kBF16);
   for (const auto& [pointer, value] : changes) {
-    Forge(*name, [&](OrderedJson& json) { json[OrderedJson::json_pointer(pointer)] = value; });
+    Forge(*name, [&pointer = pointer, &value = value](OrderedJson& json) {
+      json[OrderedJson::json_pointer(pointer)] = value;
+    });
     const absl::Status status = store.Read(*name, Rules(), &other).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << pointer << " " << value << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("MANIFEST.json: ")) << pointer;
