@@ -94,6 +94,10 @@ void CheckRules(const Recipe& recipe, Report& report) {
   if (recipe.cache_directory == recipe.output) {
     report.AddAt("output", "the same folder as cache.directory");
   }
+  if (recipe.cache.retention == CacheRecipe::Retention::kUntilRead && recipe.cache.bytes_max == 0) {
+    report.AddAt("cache.retention",
+                 "until_read makes room below cache.bytes_max, which is not set");
+  }
   std::set<std::string> names;
   for (size_t i = 0; i < recipe.students.size(); ++i) {
     const std::string path = absl::StrCat("students[", i, "]");
