@@ -16,8 +16,8 @@ constexpr absl::string_view kFormatKey = "format";
 constexpr absl::string_view kStoreIdKey = "store_id";
 constexpr absl::string_view kIncarnationKey = "incarnation";
 constexpr absl::string_view kTotalsPrefix = "totals/";
-constexpr uint64_t kPlaceKeyBytes = 12;
 constexpr uint64_t kIndexKeyBytes = 36;
+constexpr uint64_t kSegmentsSkipped = 1 << 20;  // more than one opening makes
 
 std::string Describe(const PartKey& key) {
   return absl::StrCat("section ", key.section.ShortHex(), " row ", key.row_begin);
@@ -60,12 +60,64 @@ bool SameValues(const SectionSpec& spec, absl::string_view a, absl::string_view 
   return left.ok() && right.ok() && *left == *right;
 }
 
+// Above every segment in `data`.
+absl::StatusOr<uint64_t> NextSegment(KvStore& store) {
+  const absl::StatusOr<KvScanResult> last =
+      store.Scan(kCacheData, {.entries_max = 1, .reverse = true, .keys_only = true});
+  if (last.ok()) {
+    if (last->entries.empty()) return 1;
+    SH_ASSIGN_OR_RETURN(const Place place, ParsePlaceKey(last->entries[0].key));
+    return place.segment + 1;
+  }
+  if (!absl::IsDataLoss(last.status())) return last.status();
+  // The last block is damaged. It holds few segments, and numbers are not scarce.
+  uint64_t highest = 0;
+  std::string from;
+  for (bool more = true; more;) {
+    SH_ASSIGN_OR_RETURN(const KvScanResult found, store.Scan(kCacheIndex, {.begin = from}));
+    more = found.more;
+    for (const KvEntry& entry : found.entries) {
+      from = entry.key + '\0';
+      SH_ASSIGN_OR_RETURN(const IndexEntry indexed, ParseIndexEntry(entry.value));
+      highest = std::max(highest, indexed.place.segment);
+    }
+  }
+  return highest + kSegmentsSkipped;
+}
+
 }  // namespace
+
+void AddPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals) {
+  totals->sections += key.row_begin == 0;
+  totals->parts += 1;
+  totals->rows += entry.row_count;
+  totals->record_bytes += kPlaceKeyBytes + entry.record_bytes;
+  totals->payload_bytes += entry.record_bytes - kRecordOverheadBytes;
+  totals->index_bytes += kIndexKeyBytes + EncodeIndexEntry(entry).size();
+}
+
+void SubtractPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals) {
+  SpecTotals part;
+  AddPartTotals(key, entry, &part);
+  const auto take = [&](uint64_t SpecTotals::*field) {
+    totals->*field -= std::min(totals->*field, part.*field);
+  };
+  take(&SpecTotals::sections);
+  take(&SpecTotals::parts);
+  take(&SpecTotals::rows);
+  take(&SpecTotals::record_bytes);
+  take(&SpecTotals::payload_bytes);
+  take(&SpecTotals::index_bytes);
+}
+
+void PutTotals(absl::string_view spec, const SpecTotals& totals, KvBatch* batch) {
+  batch->Put(kCacheMeta, absl::StrCat(kTotalsPrefix, spec), EncodeTotals(totals));
+}
 
 std::vector<KvFamilyOptions> CacheFamilies() {
   return {
       {.name = "data", .automatic_compaction = false, .point_lookups = true},
-      {.name = "index", .automatic_compaction = false, .point_lookups = true},
+      {.name = "index", .automatic_compaction = false, .point_lookups = true, .derived = true},
       {.name = "objects", .automatic_compaction = false, .point_lookups = false},
       {.name = "meta",
        .automatic_compaction = true,
@@ -111,13 +163,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
   auto cache = std::unique_ptr<TeacherCache>(new TeacherCache(store));
   bool found = false;
   SH_RETURN_IF_ERROR(cache->ReadIdentity(&found));
-  SH_ASSIGN_OR_RETURN(
-      const KvScanResult last,
-      store.Scan(kCacheData, {.entries_max = 1, .reverse = true, .keys_only = true}));
-  if (!last.entries.empty()) {
-    SH_ASSIGN_OR_RETURN(const Place place, ParsePlaceKey(last.entries[0].key));
-    cache->next_segment_ = place.segment + 1;
-  }
+  SH_ASSIGN_OR_RETURN(cache->next_segment_, NextSegment(store));
   if (!found) cache->identity_.store_id = new_store_id;
   ++cache->identity_.incarnation;
   ByteWriter incarnation;
@@ -127,6 +173,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
   batch.Put(kCacheMeta, std::string(kStoreIdKey), cache->identity_.store_id);
   batch.Put(kCacheMeta, std::string(kIncarnationKey), incarnation.Take());
   SH_RETURN_IF_ERROR(store.Write(batch, KvStore::Sync::kSync));
+  SH_RETURN_IF_ERROR(cache->damaged_.Load(store));
   cache->writable_ = true;
   return cache;
 }
@@ -136,6 +183,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::OpenReadOnly(KvStore
   bool found = false;
   SH_RETURN_IF_ERROR(cache->ReadIdentity(&found));
   if (!found) return absl::NotFoundError("the database holds no cache");
+  SH_RETURN_IF_ERROR(cache->damaged_.Load(store));
   return cache;
 }
 
@@ -219,6 +267,13 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
     const NewPart& added = parts[i];
     const std::string spec = added.item->provenance.spec.Canonical();
     SpecTotals& total = changed.try_emplace(spec, totals[spec]).first->second;
+    if (damaged_.Contains(added.part->key)) {
+      SH_ASSIGN_OR_RETURN(const auto replaced, FindAll({added.part->key}));
+      if (replaced[0].has_value()) {
+        SubtractPartTotals(added.part->key, *replaced[0], &total);
+      }
+      DamageList::Release(added.part->key, group->batch());
+    }
     total.sections += added.part->key.row_begin == 0;
     total.parts += 1;
     total.rows += added.part->row_count;
@@ -226,9 +281,7 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
     total.payload_bytes += added.part->payload.size();
     total.index_bytes += kIndexKeyBytes + group->entry_bytes()[i];
   }
-  for (const auto& [spec, total] : changed) {
-    group->batch()->Put(kCacheMeta, absl::StrCat(kTotalsPrefix, spec), EncodeTotals(total));
-  }
+  for (const auto& [spec, total] : changed) PutTotals(spec, total, group->batch());
   return absl::OkStatus();
 }
 
@@ -253,17 +306,17 @@ absl::Status TeacherCache::Commit(const std::vector<NewPart>& parts) {
   // Slots and origins given out to a group that failed may or may not be on disk: begin a new
   // segment.
   if (!status.ok()) segment_ = 0;
+  if (status.ok() && damaged_.size() > 0) {
+    for (const NewPart& added : parts) damaged_.Forget(added.part->key);
+  }
   return status;
 }
 
 absl::Status TeacherCache::CompareStored(const PutItem& item, const Part& part,
                                          const IndexEntry& entry, PutCounts* counts) {
-  SH_ASSIGN_OR_RETURN(const std::optional<std::string> bytes,
-                      store_.Get(kCacheData, PlaceKey(entry.place)));
-  if (!bytes.has_value()) {
-    return absl::DataLossError(absl::StrCat(Describe(part.key), ": its record is gone"));
-  }
-  SH_ASSIGN_OR_RETURN_AT(const PartRecord stored, ParsePartRecord(*bytes), Describe(part.key));
+  const auto bytes = store_.Get(kCacheData, PlaceKey(entry.place));
+  SH_RETURN_IF_ERROR(ReadPart(part.key, entry, bytes).status());
+  SH_ASSIGN_OR_RETURN(const PartRecord stored, ParsePartRecord(**bytes));
   if (stored.row_count == part.row_count &&
       SameValues(item.provenance.spec, stored.payload, part.payload, part.row_count)) {
     ++counts->already;
@@ -294,8 +347,12 @@ absl::StatusOr<std::vector<PutCounts>> TeacherCache::Put(absl::Span<const PutIte
     for (size_t p = 0; p < keys.size(); ++p) {
       const Part& part = items[i].parts[p];
       if (found[p].has_value()) {
-        SH_RETURN_IF_ERROR(CompareStored(items[i], part, *found[p], &counts[i]));
-        continue;
+        const absl::Status compared = CompareStored(items[i], part, *found[p], &counts[i]);
+        if (!absl::IsDataLoss(compared)) {
+          SH_RETURN_IF_ERROR(compared);
+          continue;
+        }
+        NoteDamage(part.key, compared);  // and replaced now
       }
       const auto [other, added] = in_flight.try_emplace(IndexKey(part.key), &part);
       if (added) {
@@ -316,6 +373,16 @@ absl::StatusOr<std::vector<PutCounts>> TeacherCache::Put(absl::Span<const PutIte
 }
 
 absl::StatusOr<std::vector<std::optional<IndexEntry>>> TeacherCache::Find(
+    absl::Span<const PartKey> keys) {
+  SH_ASSIGN_OR_RETURN(auto entries, FindAll(keys));
+  if (damaged_.size() == 0) return entries;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (damaged_.Contains(keys[i])) entries[i].reset();
+  }
+  return entries;
+}
+
+absl::StatusOr<std::vector<std::optional<IndexEntry>>> TeacherCache::FindAll(
     absl::Span<const PartKey> keys) {
   std::vector<std::string> index_keys;
   index_keys.reserve(keys.size());
@@ -343,21 +410,40 @@ absl::StatusOr<std::vector<std::optional<Part>>> TeacherCache::Get(absl::Span<co
     places.push_back(PlaceKey(entries[answered]->place));
     wanted.push_back(answered);
   }
-  SH_ASSIGN_OR_RETURN(const auto records, store_.MultiGet(kCacheData, places));
+  auto records = store_.MultiGet(kCacheData, places);
   std::vector<std::optional<Part>> parts(answered);
-  for (size_t r = 0; r < records.size(); ++r) {
+  for (size_t r = 0; r < places.size(); ++r) {
+    // One damaged block must not hide the others: each on its own.
+    const absl::StatusOr<std::optional<std::string>> bytes =
+        records.ok() ? std::move((*records)[r]) : store_.Get(kCacheData, places[r]);
     const PartKey& key = keys[wanted[r]];
-    if (!records[r].has_value()) {
-      return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
+    absl::StatusOr<Part> part = ReadPart(key, *entries[wanted[r]], bytes);
+    if (part.ok()) {
+      parts[wanted[r]] = *std::move(part);
+    } else if (wanted[r] > 0) {
+      parts.resize(wanted[r]);
+      return parts;
+    } else {
+      if (absl::IsDataLoss(part.status())) NoteDamage(key, part.status());
+      return part.status();
     }
-    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*records[r]), Describe(key));
-    if (record.key != key || record.row_count != entries[wanted[r]]->row_count) {
-      return absl::DataLossError(
-          absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
-    }
-    parts[wanted[r]] = Part{key, record.row_count, std::string(record.payload)};
   }
   return parts;
+}
+
+absl::StatusOr<Part> TeacherCache::ReadPart(
+    const PartKey& key, const IndexEntry& entry,
+    const absl::StatusOr<std::optional<std::string>>& bytes) {
+  SH_RETURN_IF_ERROR_AT(bytes.status(), Describe(key));
+  if (!bytes->has_value()) {
+    return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
+  }
+  SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(**bytes), Describe(key));
+  if (record.key != key || record.row_count != entry.row_count) {
+    return absl::DataLossError(
+        absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
+  }
+  return Part{key, record.row_count, std::string(record.payload)};
 }
 
 absl::StatusOr<std::map<std::string, SpecTotals>> TeacherCache::Totals() {

@@ -8,7 +8,9 @@
 // (large parts), then one synced batch with the other records and every index entry. A crash in
 // between leaves records that no index entry names: harmless, and counted by verify. Integrity:
 // parts are decoded before they are written; every record is checked against its checksum and
-// against the key asked for when it is read.
+// against the key asked for when it is read. Damage: a read that meets a damaged part fails and
+// notes it; from then on the part counts as not there, so that it is captured again, and what is
+// then written takes its place.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +22,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "storage/damage_list.h"
 #include "storage/kv_store.h"
 #include "storage/part.h"
 #include "storage/record.h"
@@ -61,6 +64,10 @@ struct SpecTotals {
   uint64_t index_bytes = 0;  // keys and values
 };
 
+void AddPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals);
+void SubtractPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals);
+void PutTotals(absl::string_view spec, const SpecTotals& totals, KvBatch* batch);
+
 // InvalidArgument or DataLoss unless every part fits the spec and its payload decodes to finite
 // values. Any thread: the costly half of a Put.
 absl::Status CheckPut(const PutItem& item);
@@ -82,14 +89,26 @@ class TeacherCache {
   absl::StatusOr<std::vector<PutCounts>> Put(absl::Span<const PutItem> items);
 
   // The longest prefix of the keys whose records have at most `bytes_max` in all, but at least one;
-  // nullopt for what is not there. DataLoss names the part that is damaged.
+  // nullopt for what is not there. The prefix ends before a part that turns out to be damaged; if
+  // that is the first, DataLoss names it.
   absl::StatusOr<std::vector<std::optional<Part>>> Get(absl::Span<const PartKey> keys,
                                                        uint64_t bytes_max);
+  // Nothing for a part that is noted as damaged.
   absl::StatusOr<std::vector<std::optional<IndexEntry>>> Find(absl::Span<const PartKey> keys);
+  // Damaged parts or not.
+  absl::StatusOr<std::vector<std::optional<IndexEntry>>> FindAll(absl::Span<const PartKey> keys);
   // By canonical spec.
   absl::StatusOr<std::map<std::string, SpecTotals>> Totals();
   // The origin of the record at `place`.
   absl::StatusOr<Provenance> OriginOf(const Place& place, uint32_t origin_slot);
+
+  // Any thread; on disk once the writer called SaveDamage. Nothing in a cache opened for reading.
+  void NoteDamage(const PartKey& key, const absl::Status& damage) {
+    if (writable_) damaged_.Note(key, damage);
+  }
+  bool HasUnsavedDamage() const { return writable_ && damaged_.unsaved(); }
+  absl::Status SaveDamage() { return damaged_.Save(store_); }
+  size_t damaged_parts() const { return damaged_.size(); }
 
   const CacheIdentity& identity() const { return identity_; }
   KvStore& store() { return store_; }
@@ -103,12 +122,15 @@ class TeacherCache {
 
   explicit TeacherCache(KvStore& store) : store_(store) {}
   absl::Status ReadIdentity(bool* found);
+  absl::StatusOr<Part> ReadPart(const PartKey& key, const IndexEntry& entry,
+                                const absl::StatusOr<std::optional<std::string>>& bytes);
   absl::Status CompareStored(const PutItem& item, const Part& part, const IndexEntry& entry,
                              PutCounts* counts);
   absl::Status Commit(const std::vector<NewPart>& parts);
   absl::Status AddTotals(const std::vector<NewPart>& parts, Group* group);
 
   KvStore& store_;
+  DamageList damaged_;
   CacheIdentity identity_;  // constant after Open
   bool writable_ = false;   // constant after Open
 
