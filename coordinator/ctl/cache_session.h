@@ -1,7 +1,8 @@
 // CacheSession: a cache to ask questions of, whoever holds it: a server, or nobody (then its
 // directory).
 //
-// Owner: one verb. Blocking; one thread. Asking a directory takes a shared lock and no incarnation.
+// Owner: one verb. Blocking; one thread, but Verify from several. Asking a directory takes a shared
+// lock and no incarnation.
 #pragma once
 
 #include <cstdint>
@@ -34,6 +35,8 @@ class CacheSession {
   virtual absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) = 0;
   virtual absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) = 0;
   virtual absl::StatusOr<VerifyStep> Verify(const std::string& after) = 0;
+  // Where Verify may begin so that all is gone through side by side; {""} if it cannot be shared.
+  virtual absl::StatusOr<std::vector<std::string>> VerifyShares() = 0;
   virtual absl::StatusOr<std::shared_ptr<const std::string>> GetObject(const std::string& name) = 0;
   virtual absl::StatusOr<std::vector<std::optional<Part>>> GetParts(
       const std::vector<PartKey>& keys) = 0;
