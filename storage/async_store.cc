@@ -74,21 +74,20 @@ class PoolAsyncStore final : public AsyncStore {
     }
     if (items.empty()) return;
     auto counts = sections_.Put(items);
-    for (size_t i = 0; i < items.size(); ++i) {
-      if (counts.ok()) {
-        Finish(std::move(dones[i]), (*counts)[i]);
-      } else if (items.size() == 1) {
-        Finish(std::move(dones[i]), std::move(counts).status());
-      } else {
-        // One item must not spoil the others: each on its own.
-        auto alone = sections_.Put(absl::MakeConstSpan(&items[i], 1));
-        if (alone.ok()) {
-          Finish(std::move(dones[i]), (*alone)[0]);
-        } else {
-          Finish(std::move(dones[i]), std::move(alone).status());
-        }
-      }
+    if (counts.ok()) {
+      for (size_t i = 0; i < items.size(); ++i) Finish(std::move(dones[i]), (*counts)[i]);
+    } else if (items.size() == 1) {
+      Finish(std::move(dones[0]), std::move(counts).status());
+    } else {
+      // One item must not spoil the others: each on its own.
+      for (size_t i = 0; i < items.size(); ++i) Finish(std::move(dones[i]), PutAlone(items[i]));
     }
+  }
+
+  absl::StatusOr<PutCounts> PutAlone(const PutItem& item) {
+    auto counts = sections_.Put(absl::MakeConstSpan(&item, 1));
+    if (!counts.ok()) return std::move(counts).status();
+    return (*counts)[0];
   }
 
   TeacherCache& sections_;
