@@ -1,5 +1,7 @@
 #include "coordinator/lease_table.h"
 
+#include <algorithm>
+
 #include "common/status.h"
 #include "coordinator/limits.h"
 
@@ -18,14 +20,13 @@ Lease* LeaseTable::Find(uint64_t epoch) {
   return it == leases_.end() ? nullptr : &it->second;
 }
 
-bool LeaseTable::Renew(uint64_t epoch, uint64_t rows_done, absl::Duration stall,
+bool LeaseTable::Renew(uint64_t epoch, uint64_t rows_done, uint64_t steps, absl::Duration stall,
                        absl::Duration now) {
   Lease* lease = Find(epoch);
   SH_CHECK(lease != nullptr, "renewing no lease");
-  if (rows_done > lease->rows_done) {
-    lease->rows_done = rows_done;
-    lease->progressed_at = now;
-  }
+  if (rows_done > lease->rows_done || steps > lease->steps) lease->progressed_at = now;
+  lease->rows_done = std::max(lease->rows_done, rows_done);
+  lease->steps = std::max(lease->steps, steps);
   if (now - lease->progressed_at > stall) return false;
   by_deadline_.erase({lease->deadline, epoch});
   lease->deadline = now + kLeaseLength;

@@ -33,8 +33,9 @@ struct Lease {
   absl::Duration granted_at;
   absl::Duration deadline;
   absl::Duration progressed_at;
-  uint64_t rows_done = 0;
-  bool solo = false;  // a retry after a worker was lost with the chunk
+  uint64_t rows_done = 0;  // stored
+  uint64_t steps = 0;      // of the computation
+  bool solo = false;       // a retry after a worker was lost with the chunk
 };
 
 class LeaseTable {
@@ -43,9 +44,10 @@ class LeaseTable {
   void Add(Lease lease);
   Lease* Find(uint64_t epoch);  // null if there is none
   const Lease* Find(uint64_t epoch) const { return const_cast<LeaseTable*>(this)->Find(epoch); }
-  // T2. Progress is noted if `rows_done` grew. False, and not renewed, if there was none for
-  // `stall`.
-  bool Renew(uint64_t epoch, uint64_t rows_done, absl::Duration stall, absl::Duration now);
+  // T2. Progress is noted if `rows_done` or `steps` grew: a slow teacher computes for long before
+  // it stores anything. False, and not renewed, if there was none for `stall`.
+  bool Renew(uint64_t epoch, uint64_t rows_done, uint64_t steps, absl::Duration stall,
+             absl::Duration now);
   // T3, T4, T5. REQUIRES: it is there.
   Lease Remove(uint64_t epoch);
 

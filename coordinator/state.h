@@ -213,7 +213,12 @@ absl::StatusOr<std::vector<GrantRef>> OnRegister(State& state, const RegisterEve
 struct HeartbeatEvent {
   WorkerRef worker;
   std::string state;
-  std::vector<std::pair<GrantRef, uint64_t>> progress;  // rows done
+  struct Progress {
+    GrantRef grant;
+    uint64_t rows_done = 0;
+    uint64_t steps = 0;
+  };
+  std::vector<Progress> progress;
 };
 struct HeartbeatAnswer {
   bool unknown_worker = false;

@@ -245,14 +245,14 @@ HeartbeatAnswer OnHeartbeat(State& state, const HeartbeatEvent& event, absl::Dur
   worker->last_heard = now;
   worker->state = event.state;
   NoteTeacher(state, *worker, now);
-  for (const auto& [grant, rows_done] : event.progress) {
+  for (const auto& [grant, rows_done, steps] : event.progress) {
     const Lease* lease = state.leases.Find(grant.epoch);
     if (lease == nullptr || lease->worker != worker->ref || lease->chunk != grant.chunk) {
       answer.cancelled.push_back(grant);
       continue;
     }
     const Job* job = FindJob(state, lease->job);
-    if (state.leases.Renew(grant.epoch, rows_done, StallLimit(*job), now)) continue;
+    if (state.leases.Renew(grant.epoch, rows_done, steps, StallLimit(*job), now)) continue;
     HangLease(state, grant.epoch, effects);
     BlameWorker(*worker, "no progress", effects);
     answer.cancelled.push_back(grant);
@@ -281,7 +281,8 @@ LeaseAnswer OnLease(State& state, const LeaseEvent& event, absl::Duration now, E
   const std::vector<uint64_t> held = state.leases.HeldBy(worker->ref.name);
   if (!held.empty()) {
     const Lease& lease = *state.leases.Find(held.front());
-    state.leases.Renew(lease.epoch, lease.rows_done, StallLimit(*FindJob(state, lease.job)), now);
+    state.leases.Renew(lease.epoch, lease.rows_done, lease.steps,
+                       StallLimit(*FindJob(state, lease.job)), now);
     answer.grant = GrantRef{lease.job, lease.chunk, lease.epoch};
     answer.job = FindJob(state, lease.job);
     return answer;

@@ -49,7 +49,7 @@ absl::StatusOr<std::string> Heartbeat(absl::string_view body, WireContext& conte
   event.worker = {request.worker(), request.incarnation()};
   event.state = request.state();
   for (const pb::HeartbeatRequest::Progress& progress : request.progress()) {
-    event.progress.emplace_back(FromProto(progress.grant()), progress.rows_done());
+    event.progress.push_back({FromProto(progress.grant()), progress.rows_done(), progress.steps()});
   }
   const HeartbeatAnswer answer = OnHeartbeat(context.state, event, context.now, context.effects);
   pb::HeartbeatResponse response;

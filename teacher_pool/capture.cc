@@ -225,7 +225,8 @@ absl::Status Capturer::CaptureLogits(const Plan& plan, const PlanBatch& batch,
 absl::StatusOr<std::vector<CapturedDocument>> Capturer::Run(const Plan& plan,
                                                             const PlanBatch& batch,
                                                             const CaptureRequest& request,
-                                                            BlockInfluence* influence) {
+                                                            BlockInfluence* influence,
+                                                            absl::FunctionRef<void()> stepped) {
   if (plan.vocabulary() != vocabulary_) {
     return absl::InvalidArgumentError(absl::StrCat("the plan counts ", plan.vocabulary(),
                                                    " token ids, this teacher's tokenizer ",
@@ -241,6 +242,7 @@ absl::StatusOr<std::vector<CapturedDocument>> Capturer::Run(const Plan& plan,
       backend_->Hidden(PaddedBatch(plan, batch),
                        [&](int64_t layer, const at::Tensor& input, const at::Tensor& output) {
                          if (influence != nullptr) influence->Add(layer, input, output, places);
+                         stepped();
                        }));
   at::Tensor hidden;  // [rows, H], padding left out
   const int64_t count = static_cast<int64_t>(rows.size());
@@ -276,6 +278,7 @@ absl::StatusOr<std::vector<CapturedDocument>> Capturer::Run(const Plan& plan,
           plan, batch, request,
           absl::MakeConstSpan(rows).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)),
           chunk, &documents));
+      stepped();
     }
   }
   if (request.hidden) SH_RETURN_IF_ERROR(CaptureHidden(batch, rows, hidden, &documents));

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "dataset/plan.h"
@@ -48,11 +49,13 @@ class Capturer {
   // padding: they get no mass. InvalidArgument if the model has fewer ids than that.
   static absl::StatusOr<Capturer> Create(TeacherBackend& backend, uint32_t vocabulary);
 
-  // `influence`, if not null, is fed with the rows of the batch. InvalidArgument, naming the
-  // document and row, for logits or states that are not finite or too large to store.
+  // `influence`, if not null, is fed with the rows of the batch. `stepped` is called after each
+  // layer and each chunk of rows, on the caller's thread. InvalidArgument, naming the document and
+  // row, for logits or states that are not finite or too large to store.
   absl::StatusOr<std::vector<CapturedDocument>> Run(const Plan& plan, const PlanBatch& batch,
                                                     const CaptureRequest& request,
-                                                    BlockInfluence* influence);
+                                                    BlockInfluence* influence,
+                                                    absl::FunctionRef<void()> stepped);
 
  private:
   Capturer(TeacherBackend& backend, uint32_t vocabulary, int64_t chunk_rows)

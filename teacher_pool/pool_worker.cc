@@ -94,6 +94,7 @@ struct PoolWorker::Task {
   absl::Status failure;
 
   std::atomic<bool> stop = false;  // ends the computation at the next batch
+  std::atomic<uint64_t> steps = 0;
   Mutex mutex;
   CondVar changed;
   uint64_t bytes_in_flight ABSL_GUARDED_BY(mutex) = 0;
@@ -165,6 +166,8 @@ void PoolWorker::Begin() {
   }
   StoreArtefacts(0);
 }
+
+uint64_t PoolWorker::Steps() const { return task_ == nullptr ? 0 : task_->steps.load(); }
 
 void PoolWorker::Cancel() {
   if (task_ == nullptr) return;
@@ -272,7 +275,7 @@ absl::Status PoolWorker::ComputeBatch(const std::shared_ptr<Task>& task, size_t 
   const PlanChunk chunk = task->plan->chunk(task->grant.chunk);
   SH_ASSIGN_OR_RETURN_AT(
       const std::vector<CapturedDocument> documents,
-      capturer_.Run(*task->plan, chunk.batches[batch], request, influence),
+      capturer_.Run(*task->plan, chunk.batches[batch], request, influence, [&] { ++task->steps; }),
       absl::StrCat("plan ", task->plan->digest().ShortHex(), " chunk ", task->grant.chunk));
   for (const SectionSpec& spec : task->specs) {
     std::vector<Part> parts = EncodeParts(*task->plan, options_.teacher, spec, documents);

@@ -53,6 +53,7 @@ class PoolWorker final : public ChunkWorker {
 
   void Start(const ChunkGrant& grant, absl::AnyInvocable<void(uint64_t)> progress,
              absl::AnyInvocable<void(absl::StatusOr<ChunkResult>)> done) override;
+  uint64_t Steps() const override;
   void Cancel() override;
 
  private:

@@ -180,6 +180,7 @@ class AgentImpl final : public Agent {
       pb::HeartbeatRequest::Progress* progress = request.add_progress();
       *progress->mutable_grant() = ToProto(*grant_);
       progress->set_rows_done(rows_done_);
+      progress->set_steps(working_ ? worker_.Steps() : 0);
     }
     // It ends before the next is due: an old heartbeat says nothing worth waiting for.
     CallProto<pb::HeartbeatResponse>(

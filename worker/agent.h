@@ -52,6 +52,9 @@ class ChunkWorker {
   // world.
   virtual void Start(const ChunkGrant& grant, absl::AnyInvocable<void(uint64_t)> progress,
                      absl::AnyInvocable<void(absl::StatusOr<ChunkResult>)> done) = 0;
+  // How often the computation of this chunk has moved on, however little: a teacher that is slow is
+  // told by it from one that hangs. 0 where rows say enough.
+  virtual uint64_t Steps() const { return 0; }
   // Stop early; `done` is then called with Cancelled, in any case once.
   virtual void Cancel() = 0;
 };

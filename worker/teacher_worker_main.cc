@@ -39,6 +39,7 @@ struct Flags {
 class LoadingWorker final : public ChunkWorker {
  public:
   void Loaded(ChunkWorker& worker) { worker_ = &worker; }
+  uint64_t Steps() const override { return worker_ == nullptr ? 0 : worker_->Steps(); }
   void Start(const ChunkGrant& grant, absl::AnyInvocable<void(uint64_t)> progress,
              absl::AnyInvocable<void(absl::StatusOr<ChunkResult>)> done) override {
     SH_CHECK(worker_ != nullptr, "a chunk was leased to a worker that is still loading");

@@ -34,10 +34,10 @@ TEST(LeaseTest, T1_AddedIsFoundAndAnEpochIsNeverUsedTwice) {
 TEST(LeaseTest, T2_HeartbeatsRenew) {
   LeaseTable leases;
   leases.Add(MakeLease(1, "a", absl::ZeroDuration()));
-  EXPECT_TRUE(leases.Renew(1, 5, kStallMin, absl::Seconds(10)));
+  EXPECT_TRUE(leases.Renew(1, 5, 0, kStallMin, absl::Seconds(10)));
   EXPECT_THAT(leases.ExpiredAt(absl::Seconds(24)), IsEmpty());
   EXPECT_THAT(leases.ExpiredAt(absl::Seconds(25)), ElementsAre(1));
-  EXPECT_TRUE(leases.Renew(1, 3, kStallMin, absl::Seconds(11)));
+  EXPECT_TRUE(leases.Renew(1, 3, 0, kStallMin, absl::Seconds(11)));
   EXPECT_EQ(leases.Find(1)->rows_done, 5) << "an older report does not take progress back";
 }
 
@@ -53,9 +53,18 @@ TEST(LeaseTest, T3_DeadlinesPass) {
 TEST(LeaseTest, T4_NoProgressIsRefused) {
   LeaseTable leases;
   leases.Add(MakeLease(1, "a", absl::ZeroDuration()));
-  EXPECT_TRUE(leases.Renew(1, 0, kStallMin, kStallMin));
-  EXPECT_FALSE(leases.Renew(1, 0, kStallMin, kStallMin + absl::Milliseconds(1)));
-  EXPECT_TRUE(leases.Renew(1, 1, kStallMin, kStallMin + absl::Milliseconds(1)));
+  EXPECT_TRUE(leases.Renew(1, 0, 0, kStallMin, kStallMin));
+  EXPECT_FALSE(leases.Renew(1, 0, 0, kStallMin, kStallMin + absl::Milliseconds(1)));
+  EXPECT_TRUE(leases.Renew(1, 1, 0, kStallMin, kStallMin + absl::Milliseconds(1)));
+}
+
+TEST(LeaseTest, T2_ComputingWithoutStoringIsProgressToo) {
+  LeaseTable leases;
+  leases.Add(MakeLease(1, "a", absl::ZeroDuration()));
+  EXPECT_TRUE(leases.Renew(1, 0, 1, kStallMin, kStallMin));
+  EXPECT_TRUE(leases.Renew(1, 0, 1, kStallMin, 2 * kStallMin));
+  EXPECT_FALSE(leases.Renew(1, 0, 1, kStallMin, 2 * kStallMin + absl::Milliseconds(1)));
+  EXPECT_TRUE(leases.Renew(1, 0, 2, kStallMin, 2 * kStallMin + absl::Milliseconds(1)));
 }
 
 TEST(LeaseTest, T5_RemovedIsGone) {
@@ -73,7 +82,7 @@ TEST(LeaseTest, AGapMovesEveryDeadline) {
   leases.AddGap(absl::Seconds(100));
   EXPECT_THAT(leases.ExpiredAt(absl::Seconds(114)), IsEmpty());
   EXPECT_THAT(leases.ExpiredAt(absl::Seconds(115)), ElementsAre(1));
-  EXPECT_TRUE(leases.Renew(1, 0, kStallMin, absl::Seconds(130))) << "nor is it a stall";
+  EXPECT_TRUE(leases.Renew(1, 0, 0, kStallMin, absl::Seconds(130))) << "nor is it a stall";
 }
 
 }  // namespace

@@ -97,7 +97,7 @@ class StateTest : public ::testing::Test {
             .ok());
   }
   HeartbeatAnswer Beat(const std::string& name, uint64_t incarnation,
-                       std::vector<std::pair<GrantRef, uint64_t>> progress = {},
+                       std::vector<HeartbeatEvent::Progress> progress = {},
                        const std::string& state = "working") {
     return OnHeartbeat(state_, {{name, incarnation}, state, std::move(progress)}, now_, effects_);
   }

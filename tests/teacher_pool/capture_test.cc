@@ -37,7 +37,7 @@ std::vector<CapturedDocument> CaptureChunk(Capturer& capturer, const Plan& plan,
                                            const CaptureRequest& request) {
   std::vector<CapturedDocument> all;
   for (const PlanBatch& batch : plan.chunk(chunk).batches) {
-    auto documents = capturer.Run(plan, batch, request, nullptr);
+    auto documents = capturer.Run(plan, batch, request, nullptr, [] {});
     EXPECT_TRUE(documents.ok()) << documents.status();
     if (!documents.ok()) return all;
     for (CapturedDocument& document : *documents) all.push_back(std::move(document));
@@ -142,7 +142,7 @@ TEST(CaptureTest, HiddenStatesThatAreNotFiniteBlameTheDocument) {
   auto capturer = Capturer::Create(*backend, kReal);
   for (const CaptureRequest& request :
        {CaptureRequest{.stats = true}, CaptureRequest{.hidden = true}}) {
-    const auto result = capturer->Run(*plan, plan->chunk(0).batches[0], request, nullptr);
+    const auto result = capturer->Run(*plan, plan->chunk(0).batches[0], request, nullptr, [] {});
     EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
     EXPECT_THAT(result.status().message(), HasSubstr("not finite"));
     EXPECT_THAT(result.status().message(), HasSubstr("document "));
@@ -158,9 +158,10 @@ TEST(CaptureTest, RefusesWhatItCannotCapture) {
   EXPECT_FALSE(MakeCaptureRequest({stats, stats}, backend->config()).ok());
   auto capturer = Capturer::Create(*backend, 80);
   const auto plan = MakeTestPlan({.lengths = {12}});
-  EXPECT_THAT(
-      capturer->Run(*plan, plan->chunk(0).batches[0], Everything(), nullptr).status().message(),
-      HasSubstr("the plan counts 90"));
+  EXPECT_THAT(capturer->Run(*plan, plan->chunk(0).batches[0], Everything(), nullptr, [] {})
+                  .status()
+                  .message(),
+              HasSubstr("the plan counts 90"));
 }
 
 TEST(InfluenceTest, EqualsTheFormulaOverRowsWithoutPadding) {
@@ -173,7 +174,7 @@ TEST(InfluenceTest, EqualsTheFormulaOverRowsWithoutPadding) {
     std::vector<double> expected(2, 0.0);
     uint64_t rows = 0;
     for (const PlanBatch& batch : plan->chunk(0).batches) {
-      ASSERT_TRUE(capturer->Run(*plan, batch, {.stats = true}, &influence).ok());
+      ASSERT_TRUE(capturer->Run(*plan, batch, {.stats = true}, &influence, [] {}).ok());
       for (uint32_t d = batch.begin; d < batch.end; ++d) {
         const PlanDocument document = plan->document(d);
         at::Tensor ids = at::empty({document.rows() + 1}, at::kLong);

@@ -141,7 +141,12 @@ class PoolWorkerTest : public ::testing::Test {
     return CallAndWait<ChunkResult>(
         loop_, [this, &grant, started = std::move(started)](auto done) mutable {
           worker_->Start(
-              grant, [this](uint64_t rows) { progress_.push_back(rows); }, std::move(done));
+              grant,
+              [this](uint64_t rows) {
+                progress_.push_back(rows);
+                steps_ = worker_->Steps();
+              },
+              std::move(done));
           started();
         });
   }
@@ -153,6 +158,7 @@ class PoolWorkerTest : public ::testing::Test {
   std::unique_ptr<TeacherBackend> backend_;
   std::unique_ptr<PoolWorker> worker_;
   std::vector<uint64_t> progress_;  // of the last chunk
+  uint64_t steps_ = 0;              // when the last of its rows were stored
   std::thread loop_thread_;
 };
 
@@ -168,6 +174,8 @@ TEST_F(PoolWorkerTest, StoresEverySectionOfEveryDocument) {
   EXPECT_EQ(result->acks[0].incarnation, 7u);
   EXPECT_EQ(progress_.back(), chunk.rows);
   EXPECT_TRUE(std::is_sorted(progress_.begin(), progress_.end()));
+  const uint64_t layers = static_cast<uint64_t>(backend_->config().layers);
+  EXPECT_EQ(steps_, chunk.batches.size() * (layers + 1)) << "each layer, and the logits at once";
   EXPECT_EQ(cache_.producer_class, backend_->producer_class());
   EXPECT_EQ(cache_.stored.size(), 2u * (chunk.end - chunk.begin));
   for (uint32_t d = chunk.begin; d < chunk.end; ++d) {

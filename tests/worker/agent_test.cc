@@ -109,6 +109,7 @@ class HeldWorker final : public ChunkWorker {
     progress_ = std::move(progress);
     done_ = std::move(done);
   }
+  uint64_t Steps() const override { return steps; }
   void Cancel() override { ++cancels; }
 
   bool busy() const { return done_ != nullptr; }
@@ -127,6 +128,7 @@ class HeldWorker final : public ChunkWorker {
 
   std::vector<ChunkGrant> grants;
   int cancels = 0;
+  uint64_t steps = 0;
 
  private:
   absl::AnyInvocable<void(uint64_t)> progress_;
@@ -222,12 +224,14 @@ TEST_F(AgentTest, T2_AGrantStartsTheWorkAndHeartbeatsCarryItsProgress) {
   EXPECT_EQ(worker_.grants[0].plan, Sha256Of("plan"));
   EXPECT_THAT(worker_.grants[0].sections, ElementsAre("stats"));
   worker_.Progress(40);
+  worker_.steps = 3;
   executor_.Advance(absl::Seconds(5));
   ASSERT_EQ(coordinator_->heartbeats.size(), 1);
   EXPECT_EQ(coordinator_->heartbeats[0].state(), "working");
   ASSERT_EQ(coordinator_->heartbeats[0].progress_size(), 1);
   EXPECT_EQ(coordinator_->heartbeats[0].progress(0).grant().epoch(), 11);
   EXPECT_EQ(coordinator_->heartbeats[0].progress(0).rows_done(), 40);
+  EXPECT_EQ(coordinator_->heartbeats[0].progress(0).steps(), 3);
 }
 
 TEST_F(AgentTest, T3_DoneIsReportedBeforeTheNextLease) {
