@@ -75,13 +75,13 @@ absl::StatusOr<Checked> Check(const Recipe& recipe) {
   for (const StudentRecipe& student : recipe.students) {
     checked.students.push_back(
         EstimateStudent(recipe, student, teacher, checked.plan, checked.machine));
-    bytes += checked.students.back().export_bytes;
+    bytes += checked.students.back().export_bytes + checked.students.back().checkpoint_bytes;
   }
   checked.disk_free = FreeBytes(recipe.cache_directory);
   if (checked.disk_free != 0 && bytes > checked.disk_free) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(recipe.cache_directory, ": cache and exports need about ", HumanBytes(bytes),
-                     ", but only ", HumanBytes(checked.disk_free), " are free there"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        recipe.cache_directory, ": cache, checkpoints and exports need about ", HumanBytes(bytes),
+        ", but only ", HumanBytes(checked.disk_free), " are free there"));
   }
   AddWarnings(checked);
   return checked;
@@ -142,6 +142,7 @@ Json ToJson(const Checked& checked) {
                                {"epochs", estimate.epochs},
                                {"memory_bytes", estimate.memory_bytes},
                                {"export_bytes", estimate.export_bytes},
+                               {"checkpoint_bytes", estimate.checkpoint_bytes},
                                {"seconds", std::ceil(estimate.seconds)}});
   }
   out["assumptions"] = Assumptions(checked.machine);
@@ -165,8 +166,8 @@ std::string ToTable(const Checked& checked) {
     table.rows.push_back({absl::StrCat("student ", student.name), count(estimate.parameters),
                           absl::StrCat(student.steps), count(estimate.rows),
                           absl::StrFormat("%.2f", estimate.epochs),
-                          HumanBytes(estimate.export_bytes), HumanBytes(estimate.memory_bytes),
-                          time(estimate.seconds)});
+                          HumanBytes(estimate.export_bytes + estimate.checkpoint_bytes),
+                          HumanBytes(estimate.memory_bytes), time(estimate.seconds)});
   }
   std::string out = absl::StrCat(job.recipe.path, ": nothing wrong with it. About:\n\n",
                                  RenderTable(table), "\n");

@@ -148,6 +148,13 @@ StudentEstimate EstimateStudent(const Recipe& recipe, const StudentRecipe& stude
   estimate.memory_bytes = kProcessBytes + estimate.parameters * per_parameter +
                           Rounded(activations) + 3 * rows_at_once * config.vocab_size * 4;
   estimate.export_bytes = estimate.parameters * value_bytes;
+  // fp32 masters and two moments each. One more than are kept is there while it is written.
+  const int64_t written =
+      student.checkpoint_every > 0
+          ? (student.steps + student.checkpoint_every - 1) / student.checkpoint_every
+          : 1;
+  estimate.checkpoint_bytes = estimate.parameters * 12 *
+                              static_cast<uint64_t>(std::min(written, student.checkpoint_keep + 1));
   double flops = kTrainPerForward * ForwardFlops(config, static_cast<double>(estimate.rows),
                                                  static_cast<double>(recipe.dataset.max_tokens));
   const double head = 2.0 * teacher.vocab_size * teacher.hidden_size;

@@ -61,6 +61,7 @@ struct StudentEstimate {
   double epochs = 0;
   uint64_t memory_bytes = 0;  // of its one rank
   uint64_t export_bytes = 0;
+  uint64_t checkpoint_bytes = 0;  // of all that are there at once
   double seconds = 0;
 };
 StudentEstimate EstimateStudent(const Recipe& recipe, const StudentRecipe& student,
