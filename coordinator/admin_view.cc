@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/status.h"
 
 namespace stillhouse {
 namespace {
@@ -34,7 +36,21 @@ double RowsPerSecond(const Job& job, absl::Duration now) {
   return seconds > 0 ? static_cast<double>(rows) / seconds : 0;
 }
 
-JobView ViewJob(const Job& job, absl::Duration now) {
+// Rows of chunks at work that are stored already, of each chunk those of the grant that is ahead.
+uint64_t RowsStoredOfLeased(const State& state, const Job& job) {
+  uint64_t rows = 0;
+  for (const uint32_t index : job.chunks.leased()) {
+    uint64_t most = 0;
+    for (const uint64_t epoch : job.chunks.at(index).grants) {
+      const Lease* lease = state.leases.Find(epoch);
+      if (lease != nullptr) most = std::max(most, lease->rows_done);
+    }
+    rows += std::min(most, job.chunks.at(index).spec.rows);
+  }
+  return rows;
+}
+
+JobView ViewJob(const State& state, const Job& job, absl::Duration now) {
   JobView view;
   view.name = job.name;
   view.state = PhaseName(job.phase);
@@ -45,7 +61,7 @@ JobView ViewJob(const Job& job, absl::Duration now) {
   view.chunks_leased = static_cast<uint32_t>(job.chunks.CountIn(ChunkState::kLeased));
   view.chunks_poisoned = static_cast<uint32_t>(job.chunks.CountIn(ChunkState::kPoisoned));
   view.rows = job.chunks.rows();
-  view.rows_durable = job.chunks.rows_durable();
+  view.rows_durable = job.chunks.rows_durable() + RowsStoredOfLeased(state, job);
   view.rows_computed = job.rows_computed;
   view.parts_mismatched = job.parts_mismatched;
   if (job.phase == JobPhase::kCapturing) {
@@ -111,6 +127,21 @@ std::optional<WorkerView> ViewStudent(const Run& run, absl::Duration now) {
   return view;
 }
 
+// The only run whose name ends in /`name`: people call run/handbook/half "half".
+absl::StatusOr<std::string> RunNamedShortly(const State& state, const std::string& name) {
+  std::vector<std::string> found;
+  for (const auto& [run_name, run] : state.runs) {
+    if (run_name.ends_with("/" + name)) found.push_back(run_name);
+  }
+  if (found.size() == 1) return found.front();
+  if (found.empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("there is no job or run named ", name, " (coordinatorctl get lists them)"));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " may be any of ", absl::StrJoin(found, ", "), ": give the whole name"));
+}
+
 }  // namespace
 
 absl::StatusOr<AdminView> ViewState(const State& state, const std::string& name,
@@ -118,19 +149,19 @@ absl::StatusOr<AdminView> ViewState(const State& state, const std::string& name,
   AdminView view;
   view.coordinator_incarnation = state.incarnation;
   if (auto run = state.runs.find(name); run != state.runs.end()) {
-    view.jobs.push_back(ViewJob(state.jobs.at(run->second.job), now));
+    view.jobs.push_back(ViewJob(state, state.jobs.at(run->second.job), now));
     view.runs.push_back(ViewRun(run->second));
     return view;
   }
   const std::string wanted =
       name.empty() || name.starts_with("job/") ? name : absl::StrCat("job/", name);
   if (!wanted.empty() && state.jobs.count(wanted) == 0) {
-    return absl::NotFoundError(
-        absl::StrCat("there is no job or run named ", name, " (coordinatorctl get lists them)"));
+    SH_ASSIGN_OR_RETURN(const std::string run, RunNamedShortly(state, name));
+    return ViewState(state, run, now);
   }
   for (const auto& [job_name, job] : state.jobs) {
     if (!wanted.empty() && job_name != wanted) continue;
-    view.jobs.push_back(ViewJob(job, now));
+    view.jobs.push_back(ViewJob(state, job, now));
     for (const std::string& run_name : job.runs) {
       view.runs.push_back(ViewRun(state.runs.at(run_name)));
     }

@@ -24,7 +24,8 @@ struct JobView {
   Digest plan;
   Digest teacher;
   uint32_t chunks = 0, chunks_durable = 0, chunks_leased = 0, chunks_poisoned = 0;
-  uint64_t rows = 0, rows_durable = 0;
+  uint64_t rows = 0;
+  uint64_t rows_durable = 0;      // also of chunks that are not yet whole
   uint64_t rows_computed = 0;     // by a teacher for this job: what it was charged
   uint64_t parts_mismatched = 0;  // computed again with other values than stored
   double rows_per_s = 0;
@@ -69,8 +70,8 @@ struct AdminView {
   std::vector<WorkerView> workers;
 };
 
-// `name`: empty for all, else a job (its runs and the workers come along) or a run. NotFound when
-// unknown.
+// `name`: empty for all, else a job (its runs and the workers come along) or a run, whose last word
+// is enough where only one ends so. NotFound when unknown.
 absl::StatusOr<AdminView> ViewState(const State& state, const std::string& name,
                                     absl::Duration now);
 

@@ -56,24 +56,25 @@ void RemoveLeases(State& state, const std::vector<uint64_t>& epochs) {
   }
 }
 
+// How many chunks are given up, and why the first of them; empty when there is none.
+std::string PoisonedProblem(const ChunkTable& chunks) {
+  const size_t count = chunks.CountIn(ChunkState::kPoisoned);
+  if (count == 0) return "";
+  uint32_t first = 0;
+  while (chunks.at(first).state != ChunkState::kPoisoned) ++first;
+  const std::vector<ChunkFailure>& failures = chunks.at(first).failures;
+  return absl::StrCat(count, count == 1 ? " chunk" : " chunks", " cannot be computed; chunk ",
+                      first, ": ", failures.empty() ? "" : failures.back().reason);
+}
+
 void SettleJob(Job& job, Effects& effects) {
   if (job.phase == JobPhase::kCancelled) return;
   const JobPhase before = job.phase;
-  const std::string problem_before = job.problem;
-  job.problem.clear();
+  const std::string problem_before = std::exchange(job.problem, PoisonedProblem(job.chunks));
   if (!job.chunks.AllSettled()) {
     job.phase = JobPhase::kCapturing;
-  } else if (job.chunks.CountIn(ChunkState::kPoisoned) == 0) {
-    job.phase = JobPhase::kCaptured;
   } else {
-    job.phase = JobPhase::kFailed;
-    for (uint32_t i = 0; i < job.chunks.size() && job.problem.empty(); ++i) {
-      const Chunk& chunk = job.chunks.at(i);
-      if (chunk.state != ChunkState::kPoisoned) continue;
-      job.problem = absl::StrCat(job.chunks.CountIn(ChunkState::kPoisoned),
-                                 " chunks cannot be computed; chunk ", i, ": ",
-                                 chunk.failures.empty() ? "" : chunk.failures.back().reason);
-    }
+    job.phase = job.problem.empty() ? JobPhase::kCaptured : JobPhase::kFailed;
   }
   if (job.phase != before || job.problem != problem_before) {
     effects.rows.insert({RowRef::Kind::kJobState, job.name});

@@ -22,7 +22,6 @@ std::string ManifestPath(const RunSpec& spec) { return JoinPath(spec.run_folder,
 
 absl::StatusOr<std::vector<double>> FetchInfluence(const RunContext& context,
                                                    const Services& services) {
-  LogInfo("waiting for the teacher's block influence, which comes with chunk 0");
   SH_RETURN_IF_ERROR(AwaitChunk(services, 0, kNeedsTeacherGrace));
   const std::string name =
       ArtefactObjectName(context.spec.teacher, InfluenceArtefactName(context.spec.plan));
@@ -144,7 +143,8 @@ absl::StatusOr<std::vector<SectionSpec>> SectionsOf(const std::vector<LossTerm>&
   return sections;
 }
 
-absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services) {
+absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services,
+                                      absl::FunctionRef<void(absl::string_view)> tell) {
   RunContext context;
   context.spec = spec;
   SH_ASSIGN_OR_RETURN(context.recipe, ParseRecipe(spec.recipe_text, spec.recipe_path));
@@ -181,6 +181,7 @@ absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& servi
   }
   std::vector<double> influence;
   if (NeedsInfluence(student.init)) {
+    tell("waits for the teacher's first chunk, which measures the influence of its layers");
     SH_ASSIGN_OR_RETURN(influence, FetchInfluence(context, services));
   }
   SH_ASSIGN_OR_RETURN(context.shape, ResolveShape(student, context.teacher.config, influence));

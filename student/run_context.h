@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "ATen/core/Tensor.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "common/digest.h"
 #include "dataset/plan.h"
 #include "formats/model_files.h"
@@ -35,8 +37,10 @@ struct RunContext {
 };
 
 // Waits for the teacher's block influence where the recipe asks for it and no manifest has the
-// answer. Writes `<run folder>/manifest.json`: run hash, plan, teacher, kept layers, parameters.
-absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services);
+// answer; `tell` is then called with what it waits for. Writes `<run folder>/manifest.json`: run
+// hash, plan, teacher, kept layers, parameters.
+absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services,
+                                      absl::FunctionRef<void(absl::string_view)> tell);
 
 // The loss terms of a recipe. FailedPrecondition for sampled targets at another temperature than 1.
 absl::StatusOr<std::vector<LossTerm>> LossTermsOf(const StudentRecipe& student);

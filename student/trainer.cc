@@ -378,7 +378,11 @@ absl::Status TrainStudent(const RunSpec& spec, const Services& services,
     });
     reporter.Update([](RunReport& report) { report.phase = "loading"; });
     status = [&]() -> absl::Status {
-      SH_ASSIGN_OR_RETURN(RunContext context, PrepareRun(spec, services));
+      SH_ASSIGN_OR_RETURN(RunContext context,
+                          PrepareRun(spec, services, [&](absl::string_view what) {
+                            LogInfo(what);
+                            reporter.Update([&](RunReport& r) { r.message = std::string(what); });
+                          }));
       Run run(std::move(context), services, reporter);
       RunOnExecutor(services.executor, [&] {
         running = &run;

@@ -103,7 +103,10 @@ int EndedCode(const AdminView& view) {
 }
 
 bool IsOfOneRun(const AdminView& view, const std::string& name) {
-  return view.runs.size() == 1 && view.runs.front().name == name;
+  if (view.runs.size() != 1) return false;
+  const std::string& run = view.runs.front().name;
+  const bool is_job = !view.jobs.empty() && view.jobs.front().name == absl::StrCat("job/", name);
+  return run == name || (!is_job && run.ends_with("/" + name));
 }
 
 double SecondsLeft(const RunView& run) {

@@ -333,6 +333,11 @@ void LocalJob::OnView(absl::StatusOr<AdminView> view) {
 void LocalJob::CheckIfOver() {
   const bool students_over = std::all_of(students_.begin(), students_.end(),
                                          [](const Student& student) { return student.over; });
+  if (students_over && !CaptureIsOver() && !std::exchange(told_of_capture_, true)) {
+    printer_.Say(
+        "No student is left to train; the capture goes on for later ones. Ctrl-C ends it, "
+        "and what is stored stays.");
+  }
   // The view must be younger than the end of the last process, which reported just before.
   if (!CaptureIsOver() || !students_over || !view_is_fresh_) return;
   CollectProblems();

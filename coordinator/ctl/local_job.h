@@ -75,7 +75,6 @@ class LocalJob {
   void StartStudents();
   void StartStudent(Student& student);
   void OnView(absl::StatusOr<AdminView> view);
-  void SettleStudents();
   bool CaptureIsOver() const;
   const RunView* FindRun(const std::string& name) const;
   void CheckIfOver();
@@ -102,6 +101,7 @@ class LocalJob {
   int teachers_started_ = 0, teachers_alive_ = 0;
   std::vector<std::string> teacher_problems_;
   bool closing_ = false;
+  bool told_of_capture_ = false;
   bool view_is_fresh_ = false;  // came after the last process ended
   absl::Status status_;
   Result result_;

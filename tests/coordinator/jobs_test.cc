@@ -245,7 +245,28 @@ TEST_F(JobsTest, PeopleSeeRateAndTimeLeft) {
   EXPECT_EQ(SerializeAdminView(*back), SerializeAdminView(*view));
   EXPECT_EQ(back->runs[1].name, "run/j/b");
   EXPECT_EQ(ViewState(state_, "run/j/b", now_)->runs.size(), 1);
+  EXPECT_EQ(ViewState(state_, "b", now_)->runs[0].name, "run/j/b");
   EXPECT_TRUE(absl::IsNotFound(ViewState(state_, "k", now_).status()));
+}
+
+TEST_F(JobsTest, PeopleSeeWhatIsStoredOfAChunkThatIsNotYetWhole) {
+  SubmitAndReconcile(2);
+  Register("t", 1);
+  const GrantRef grant = MustLease("t", 1);
+  Beat("t", 1, {{grant, 30, 0}});
+  EXPECT_EQ(ViewState(state_, "j", now_)->jobs[0].rows_durable, 30);
+  Finish(grant, "t", 1);
+  EXPECT_EQ(ViewState(state_, "j", now_)->jobs[0].rows_durable, 100);
+}
+
+TEST_F(JobsTest, PeopleSeeWhyAChunkIsGivenUpBeforeTheJobEnds) {
+  SubmitAndReconcile(2);
+  for (uint64_t incarnation = 1; incarnation <= kChunkFailuresMax; ++incarnation) {
+    Register("t", incarnation);
+    Fail(MustLease("t", incarnation), "t", incarnation, /*chunk_at_fault=*/true);
+  }
+  EXPECT_EQ(job().phase, JobPhase::kCapturing);
+  EXPECT_EQ(job().problem, "1 chunk cannot be computed; chunk 0: nan");
 }
 
 }  // namespace
