@@ -183,6 +183,7 @@ absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& servi
   if (NeedsInfluence(student.init)) {
     tell("waits for the teacher's first chunk, which measures the influence of its layers");
     SH_ASSIGN_OR_RETURN(influence, FetchInfluence(context, services));
+    tell("");
   }
   SH_ASSIGN_OR_RETURN(context.shape, ResolveShape(student, context.teacher.config, influence));
   SH_RETURN_IF_ERROR(WriteManifest(context));

@@ -37,8 +37,8 @@ struct RunContext {
 };
 
 // Waits for the teacher's block influence where the recipe asks for it and no manifest has the
-// answer; `tell` is then called with what it waits for. Writes `<run folder>/manifest.json`: run
-// hash, plan, teacher, kept layers, parameters.
+// answer; `tell` is called with what it waits for, and with nothing when that has come. Writes
+// `<run folder>/manifest.json`: run hash, plan, teacher, kept layers, parameters.
 absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services,
                                       absl::FunctionRef<void(absl::string_view)> tell);
 

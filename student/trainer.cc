@@ -380,7 +380,7 @@ absl::Status TrainStudent(const RunSpec& spec, const Services& services,
     status = [&]() -> absl::Status {
       SH_ASSIGN_OR_RETURN(RunContext context,
                           PrepareRun(spec, services, [&](absl::string_view what) {
-                            LogInfo(what);
+                            if (!what.empty()) LogInfo(what);
                             reporter.Update([&](RunReport& r) { r.message = std::string(what); });
                           }));
       Run run(std::move(context), services, reporter);
