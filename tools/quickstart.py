@@ -46,9 +46,9 @@ students:
     losses:
       - {{kl: {{targets: sampled, temperature: 1.0}}, weight: 0.9}}
       - {{cross_entropy: {{}}, weight: 0.1}}
-    optimizer: {{name: adamw, lr: 5e-4, betas: [0.9, 0.95], weight_decay: 0.01,
+    optimizer: {{name: adamw, lr: 1e-3, betas: [0.9, 0.95], weight_decay: 0.01,
                 warmup: 0.1, schedule: cosine, clip: 1.0}}
-    steps: 30
+    steps: 40
     seed: 7
   - name: large                     # other size, batch and packing, the same cache
     init: {{from: teacher, layers: {{keep: 20, by: block_influence}}}}
@@ -67,9 +67,9 @@ students:
     batch: {{tokens: 1024, micro_batch: 1024, packing: true}}
     losses:
       - {{cross_entropy: {{}}, weight: 1.0}}
-    optimizer: {{name: adamw, lr: 5e-4, betas: [0.9, 0.95], weight_decay: 0.01,
+    optimizer: {{name: adamw, lr: 1e-3, betas: [0.9, 0.95], weight_decay: 0.01,
                 warmup: 0.1, schedule: cosine, clip: 1.0}}
-    steps: 30
+    steps: 40
     seed: 7
 """
 
