@@ -138,9 +138,11 @@ class KvStore {
   // meanwhile.
   virtual absl::Status Ingest(std::unique_ptr<KvSortedFile> file) = 0;
 
-  // Frees the disk space of deleted keys in [begin, end).
+  // Frees the disk space of deleted keys in [begin, end). What else lies in the same files is
+  // written anew, so a deletion is flushed on its own first where that matters.
   virtual absl::Status CompactRange(KvFamily family, absl::string_view begin,
                                     absl::string_view end) = 0;
+  virtual absl::Status FlushFamily(KvFamily family) = 0;  // as Flush, of one family
   virtual absl::Status Flush() = 0;  // memory to files, so that the next open replays no log
   virtual absl::Status VerifyChecksums() = 0;  // reads everything; DataLoss names what is damaged
   // Flushes and releases the files. REQUIRES: no other call is under way or follows.

@@ -124,6 +124,7 @@ class MemoryKvStore final : public KvStore {
   absl::Status CompactRange(KvFamily, absl::string_view, absl::string_view) override {
     return absl::OkStatus();
   }
+  absl::Status FlushFamily(KvFamily) override { return absl::OkStatus(); }
   absl::Status Flush() override { return absl::OkStatus(); }
   absl::Status VerifyChecksums() override { return absl::OkStatus(); }
   absl::Status Close() override { return absl::OkStatus(); }

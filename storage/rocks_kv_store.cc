@@ -10,6 +10,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
 
@@ -25,7 +26,8 @@ namespace stillhouse {
 namespace {
 
 constexpr int kMemtablesMax = 3;  // per family, so that a flush does not stop writers
-constexpr uint64_t kLogBytesMax = 128ull << 20;  // of all live logs: bounds the replay at open
+constexpr uint64_t kFreeingBatchBytesMax = 2 << 20;  // may use half of what is kept free
+constexpr uint64_t kLogBytesMax = 128ull << 20;      // of all live logs: bounds the replay at open
 
 rocksdb::Slice ToSlice(absl::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
@@ -226,7 +228,7 @@ class RocksKvStore final : public KvStore {
   }
 
   absl::Status Write(const KvBatch& batch, Sync sync) override {
-    SH_RETURN_IF_ERROR(CheckRoom(batch.bytes()));
+    SH_RETURN_IF_ERROR(CheckRoom(batch.bytes(), FreesSpace(batch)));
     rocksdb::WriteBatch changes(batch.bytes() + 64 * batch.changes().size(), /*max_bytes=*/0,
                                 /*protection_bytes_per_key=*/8, /*default_cf_ts_sz=*/0);
     for (const KvBatch::Change& change : batch.changes()) {
@@ -291,6 +293,11 @@ class RocksKvStore final : public KvStore {
     return ToAbsl(db_->CompactRange(compact, Handle(family), &lower, &upper), Where("compacting"));
   }
 
+  absl::Status FlushFamily(KvFamily family) override {
+    SH_RETURN_IF_ERROR(CheckRoom(0, /*frees=*/true));
+    return ToAbsl(db_->Flush(rocksdb::FlushOptions(), Handle(family)), Where("flushing"));
+  }
+
   absl::Status Flush() override {
     SH_RETURN_IF_ERROR(ToAbsl(db_->Flush(rocksdb::FlushOptions(), handles_), Where("flushing")));
     return ToAbsl(db_->SyncWAL(), Where("syncing"));
@@ -327,7 +334,15 @@ class RocksKvStore final : public KvStore {
     return status;
   }
 
-  absl::Status CheckRoom(uint64_t bytes) const {
+  // On a full disk deleting must still be possible.
+  static bool FreesSpace(const KvBatch& batch) {
+    if (batch.bytes() > kFreeingBatchBytesMax) return false;
+    return std::any_of(batch.changes().begin(), batch.changes().end(), [](const auto& change) {
+      return change.kind != KvBatch::Change::Kind::kPut;
+    });
+  }
+
+  absl::Status CheckRoom(uint64_t bytes, bool frees = false) const {
     if (listener_->stopped()) {
       return absl::FailedPreconditionError(
           absl::StrCat(options_.path, " takes no more after an error; open it again"));
@@ -336,10 +351,11 @@ class RocksKvStore final : public KvStore {
     struct statvfs disk {};
     if (statvfs(options_.path.c_str(), &disk) != 0) return ErrnoStatus("asking", options_.path);
     const uint64_t free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-    if (free >= options_.disk_reserve_bytes + bytes) return absl::OkStatus();
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the disk of ", options_.path, " is full: ", free, " bytes free, ",
-        options_.disk_reserve_bytes + bytes, " needed; free some space, then try again"));
+    const uint64_t reserve = frees ? options_.disk_reserve_bytes / 2 : options_.disk_reserve_bytes;
+    if (free >= reserve + bytes) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the disk of ", options_.path, " is full: ", free, " bytes free, ",
+                     reserve + bytes, " needed; free some space, then try again"));
   }
 
   const RocksOptions options_;

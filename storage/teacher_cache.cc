@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "common/byte_io.h"
 #include "common/log.h"
 #include "common/status.h"
@@ -15,9 +16,8 @@ constexpr absl::string_view kCacheFormat = "1";
 constexpr absl::string_view kFormatKey = "format";
 constexpr absl::string_view kStoreIdKey = "store_id";
 constexpr absl::string_view kIncarnationKey = "incarnation";
+constexpr int kMovesMax = 3;  // of a record while one read looks for it
 constexpr absl::string_view kTotalsPrefix = "totals/";
-constexpr uint64_t kPlaceKeyBytes = 12;
-constexpr uint64_t kIndexKeyBytes = 36;
 
 std::string Describe(const PartKey& key) {
   return absl::StrCat("section ", key.section.ShortHex(), " row ", key.row_begin);
@@ -58,6 +58,17 @@ bool SameValues(const SectionSpec& spec, absl::string_view a, absl::string_view 
   const absl::StatusOr<std::string> left = CanonicalValues(spec, a, rows);
   const absl::StatusOr<std::string> right = CanonicalValues(spec, b, rows);
   return left.ok() && right.ok() && *left == *right;
+}
+
+// The part that `record` should hold.
+absl::StatusOr<PartView> ViewIn(absl::string_view bytes, const PartKey& key,
+                                const IndexEntry& entry) {
+  SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(bytes), Describe(key));
+  if (record.key != key || record.row_count != entry.row_count) {
+    return absl::DataLossError(
+        absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
+  }
+  return PartView{record.row_count, record.payload};
 }
 
 }  // namespace
@@ -118,6 +129,13 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
     SH_ASSIGN_OR_RETURN(const Place place, ParsePlaceKey(last.entries[0].key));
     cache->next_segment_ = place.segment + 1;
   }
+  // A number whose segment was freed is not used again as long as anything remembers it.
+  SH_ASSIGN_OR_RETURN(const auto rows, ReadSegments(store));
+  if (!rows.empty()) {
+    cache->next_segment_ = std::max(cache->next_segment_, rows.rbegin()->first + 1);
+  }
+  SH_ASSIGN_OR_RETURN(const auto freed, ReadFreedSegments(store));
+  if (!freed.empty()) cache->next_segment_ = std::max(cache->next_segment_, freed.back() + 1);
   if (!found) cache->identity_.store_id = new_store_id;
   ++cache->identity_.incarnation;
   ByteWriter incarnation;
@@ -126,6 +144,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
   batch.Put(kCacheMeta, std::string(kFormatKey), std::string(kCacheFormat));
   batch.Put(kCacheMeta, std::string(kStoreIdKey), cache->identity_.store_id);
   batch.Put(kCacheMeta, std::string(kIncarnationKey), incarnation.Take());
+  if (!found) batch.Put(kCacheMeta, std::string(kSegmentsCountedKey), "1");
   SH_RETURN_IF_ERROR(store.Write(batch, KvStore::Sync::kSync));
   cache->writable_ = true;
   return cache;
@@ -151,11 +170,14 @@ class TeacherCache::Group {
     }
     const std::string origin = EncodeOriginRecord(part.item->provenance);
     const auto [known, added] = file_origins_.try_emplace(origin, file_slot_);
-    if (added) SH_RETURN_IF_ERROR(file_->Add(PlaceKey({file_segment_, file_slot_++}), origin));
+    if (added) {
+      SH_RETURN_IF_ERROR(file_->Add(PlaceKey({file_segment_, file_slot_++}), origin));
+      segments_.AddOrigin(file_segment_, origin.size());
+    }
     const Place place{file_segment_, file_slot_++};
     const std::string record = Encode(*part.part, known->second);
     SH_RETURN_IF_ERROR(file_->Add(PlaceKey(place), record));
-    AddIndex(*part.part, place, record.size());
+    AddIndex(part, place, record.size());
     return absl::OkStatus();
   }
 
@@ -169,16 +191,18 @@ class TeacherCache::Group {
     std::string origin = EncodeOriginRecord(part.item->provenance);
     const auto [known, added] = cache_.origins_.try_emplace(origin, cache_.next_slot_);
     if (added) {
+      segments_.AddOrigin(cache_.segment_, origin.size());
       batch_.Put(kCacheData, PlaceKey({cache_.segment_, cache_.next_slot_++}), std::move(origin));
     }
     const Place place{cache_.segment_, cache_.next_slot_++};
     std::string record = Encode(*part.part, known->second);
-    AddIndex(*part.part, place, record.size());
+    AddIndex(part, place, record.size());
     cache_.segment_bytes_ += record.size();
     batch_.Put(kCacheData, PlaceKey(place), std::move(record));
   }
 
   absl::Status Commit() {
+    SH_RETURN_IF_ERROR(segments_.AddTo(cache_.store_, &batch_));
     if (file_ != nullptr) SH_RETURN_IF_ERROR(cache_.store_.Ingest(std::move(file_)));
     return cache_.store_.Write(batch_, KvStore::Sync::kSync);
   }
@@ -196,15 +220,20 @@ class TeacherCache::Group {
                              .origin = origin,
                              .payload = part.payload});
   }
-  void AddIndex(const Part& part, const Place& place, uint64_t record_bytes) {
+  void AddIndex(const NewPart& added, const Place& place, uint64_t record_bytes) {
+    const Part& part = *added.part;
     std::string entry =
         EncodeIndexEntry({place, part.row_count, static_cast<uint32_t>(record_bytes)});
     entry_bytes_.push_back(entry.size());
     batch_.Put(kCacheIndex, IndexKey(part.key), std::move(entry));
+    segments_.AddLive(place.segment, record_bytes);
+    if (added.moved_from == nullptr) return;
+    segments_.Kill(added.moved_from->place.segment, added.moved_from->record_bytes);
   }
 
   TeacherCache& cache_;
   KvBatch batch_;
+  SegmentChanges segments_;
   std::vector<uint64_t> entry_bytes_;
   std::unique_ptr<KvSortedFile> file_;
   uint64_t file_segment_ = 0;
@@ -219,6 +248,11 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
     const NewPart& added = parts[i];
     const std::string spec = added.item->provenance.spec.Canonical();
     SpecTotals& total = changed.try_emplace(spec, totals[spec]).first->second;
+    if (added.moved_from != nullptr) {  // an entry's length depends on the place
+      total.index_bytes += group->entry_bytes()[i];
+      total.index_bytes -= EncodeIndexEntry(*added.moved_from).size();
+      continue;
+    }
     total.sections += added.part->key.row_begin == 0;
     total.parts += 1;
     total.rows += added.part->row_count;
@@ -315,6 +349,55 @@ absl::StatusOr<std::vector<PutCounts>> TeacherCache::Put(absl::Span<const PutIte
   return counts;
 }
 
+absl::StatusOr<RemoveCounts> TeacherCache::Remove(absl::Span<const Removal> parts) {
+  SH_CHECK(writable_, "a cache opened for reading was written to");
+  SH_CHECK(parts.size() <= kRemovePartsMax, parts.size(), " parts");
+  SH_RETURN_IF_ERROR(CountOldSegments());
+  std::vector<PartKey> keys;
+  for (const Removal& removal : parts) keys.push_back(removal.key);
+  SH_ASSIGN_OR_RETURN(const auto found, Find(keys));
+  SH_ASSIGN_OR_RETURN(auto totals, Totals());
+  RemoveCounts counts;
+  KvBatch batch;
+  SegmentChanges segments;
+  std::set<std::string> changed;
+  absl::flat_hash_set<std::string> seen;
+  const auto lower = [](uint64_t* total, uint64_t by) { *total -= std::min(*total, by); };
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const std::string index_key = IndexKey(keys[i]);
+    if (!found[i].has_value() || !seen.insert(index_key).second) continue;
+    const IndexEntry& entry = *found[i];
+    const std::string spec = parts[i].spec.Canonical();
+    const uint64_t record_bytes = kPlaceKeyBytes + entry.record_bytes;
+    const uint64_t index_bytes = index_key.size() + EncodeIndexEntry(entry).size();
+    SpecTotals& total = totals[spec];
+    lower(&total.sections, keys[i].row_begin == 0);
+    lower(&total.parts, 1);
+    lower(&total.rows, entry.row_count);
+    lower(&total.record_bytes, record_bytes);
+    lower(&total.payload_bytes, entry.record_bytes - kRecordOverheadBytes);
+    lower(&total.index_bytes, index_bytes);
+    changed.insert(spec);
+    counts.sections += keys[i].row_begin == 0;
+    counts.parts += 1;
+    counts.bytes += record_bytes + index_bytes;
+    segments.Kill(entry.place.segment, entry.record_bytes);
+    batch.Delete(kCacheIndex, index_key);
+  }
+  if (batch.empty()) return counts;
+  for (const std::string& spec : changed) {
+    const std::string key = absl::StrCat(kTotalsPrefix, spec);
+    if (totals[spec].parts > 0) {
+      batch.Put(kCacheMeta, key, EncodeTotals(totals[spec]));
+    } else {
+      batch.Delete(kCacheMeta, key);
+    }
+  }
+  SH_RETURN_IF_ERROR(segments.AddTo(store_, &batch));
+  SH_RETURN_IF_ERROR(store_.Write(batch, KvStore::Sync::kSync));
+  return counts;
+}
+
 absl::StatusOr<std::vector<std::optional<IndexEntry>>> TeacherCache::Find(
     absl::Span<const PartKey> keys) {
   std::vector<std::string> index_keys;
@@ -350,15 +433,14 @@ absl::StatusOr<size_t> TeacherCache::Visit(absl::Span<const PartKey> keys, uint6
   }
   const auto check = [&](size_t w, std::optional<absl::string_view> bytes) -> absl::Status {
     const PartKey& key = keys[order[w]];
-    if (!bytes.has_value()) {
-      return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
+    const IndexEntry& entry = *entries[order[w]];
+    if (bytes.has_value()) {
+      SH_ASSIGN_OR_RETURN(const PartView part, ViewIn(*bytes, key, entry));
+      return visit(order[w], part);
     }
-    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*bytes), Describe(key));
-    if (record.key != key || record.row_count != entries[order[w]]->row_count) {
-      return absl::DataLossError(
-          absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
-    }
-    return visit(order[w], {record.row_count, record.payload});
+    SH_ASSIGN_OR_RETURN(const std::optional<Part> moved, GetMoved(key, entry));
+    if (!moved.has_value()) return absl::OkStatus();
+    return visit(order[w], {moved->row_count, moved->payload});
   };
   SH_RETURN_IF_ERROR(store_.Visit(kCacheData, wanted, check));
   return answered;
@@ -374,6 +456,21 @@ absl::StatusOr<std::vector<std::optional<Part>>> TeacherCache::Get(absl::Span<co
                       }));
   parts.resize(answered);
   return parts;
+}
+
+// Segments are numbered upwards, so nothing else comes to lie in a place that was freed.
+absl::StatusOr<std::optional<Part>> TeacherCache::GetMoved(const PartKey& key, IndexEntry before) {
+  for (int moves = 0; moves < kMovesMax; ++moves) {
+    SH_ASSIGN_OR_RETURN(const auto entries, Find({key}));
+    if (!entries[0].has_value()) return std::nullopt;  // removed meanwhile
+    if (entries[0]->place == before.place) break;
+    before = *entries[0];
+    SH_ASSIGN_OR_RETURN(const auto record, store_.Get(kCacheData, PlaceKey(before.place)));
+    if (!record.has_value()) continue;
+    SH_ASSIGN_OR_RETURN(const PartView part, ViewIn(*record, key, before));
+    return Part{key, part.row_count, std::string(part.payload)};
+  }
+  return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
 }
 
 absl::StatusOr<std::map<std::string, SpecTotals>> TeacherCache::Totals() {

@@ -8,13 +8,16 @@
 // (large parts), then one synced batch with the other records and every index entry. A crash in
 // between leaves records that no index entry names: harmless, and counted by verify. Integrity:
 // parts are decoded before they are written; every record is checked against its checksum and
-// against the key asked for when it is read.
+// against the key asked for when it is read. Space: Remove takes parts out of the index, and their
+// records are dead; Reclaim copies what is alive of segments that are mostly dead and frees them.
+// Reads under way meanwhile succeed: they ask the index again when a record has moved.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,6 +27,7 @@
 #include "storage/kv_store.h"
 #include "storage/part.h"
 #include "storage/record.h"
+#include "storage/segments.h"
 
 namespace stillhouse {
 
@@ -35,6 +39,9 @@ inline constexpr uint64_t kSegmentBytesMin = 64ull << 20;  // a segment is close
 inline constexpr uint64_t kLargePartBytes = 64ull << 10;   // such parts may be ingested, …
 inline constexpr uint64_t kIngestBytesMin = 2ull << 20;    // … if a group holds this much of them
 inline constexpr size_t kPutPartsMax = 65536;              // of one item
+inline constexpr size_t kRemovePartsMax = 8192;            // of one Remove
+// Of records that one step of Reclaim reads and copies; a put waits for at most one such step.
+inline constexpr uint64_t kReclaimStepBytes = 8ull << 20;
 
 struct CacheIdentity {
   std::string store_id;      // made at the first opening, for ever
@@ -60,6 +67,40 @@ struct SpecTotals {
   uint64_t record_bytes = 0;  // keys, headers, payloads and checksums
   uint64_t payload_bytes = 0;
   uint64_t index_bytes = 0;  // keys and values
+};
+
+// A part to be removed. `spec` is that of its section.
+struct Removal {
+  PartKey key;
+  SectionSpec spec;
+};
+struct RemoveCounts {
+  uint64_t sections = 0;  // whose first part was there
+  uint64_t parts = 0;
+  uint64_t bytes = 0;  // of records and index entries
+};
+
+struct ReclaimOptions {
+  // Segments with this share of live bytes or less are rewritten; those less than half alive by
+  // default. 1: all that hold a dead byte.
+  double live_share_max = 0.5;
+  bool orphans = true;                // also looks for segments that no row counts: left by a crash
+  std::optional<uint64_t> compacted;  // what the caller compacted since the last step
+};
+struct ReclaimStep {
+  bool done = false;
+  // When set, CompactFreed of it comes before the next step.
+  std::optional<uint64_t> compact;
+  uint64_t bytes_copied = 0;
+  uint64_t bytes_freed = 0;
+  uint64_t segments_freed = 0;
+};
+// Bytes of records with their keys, by what became of them.
+struct SpaceTotals {
+  uint64_t segments = 0;
+  uint64_t live_bytes = 0;
+  uint64_t dead_bytes = 0;
+  uint64_t origin_bytes = 0;
 };
 
 // InvalidArgument or DataLoss unless every part fits the spec and its payload decodes to finite
@@ -101,6 +142,18 @@ class TeacherCache {
   absl::StatusOr<std::vector<std::optional<IndexEntry>>> Find(absl::Span<const PartKey> keys);
   // By canonical spec.
   absl::StatusOr<std::map<std::string, SpecTotals>> Totals();
+
+  // Takes the parts out of the index, all in one synced batch; what is not there is passed over.
+  // REQUIRES: called by the writer; at most kRemovePartsMax.
+  absl::StatusOr<RemoveCounts> Remove(absl::Span<const Removal> parts);
+  // One bounded step of giving dead bytes back: at most kReclaimStepBytes (or one record) are
+  // copied. A step that fails may be tried again; a segment with a damaged record stays as it is.
+  // REQUIRES: called by the writer.
+  absl::StatusOr<ReclaimStep> Reclaim(const ReclaimOptions& options = {});
+  // Frees the disk space of a segment that Reclaim deleted. Takes as long as reading what lies
+  // beside it in the same files; any thread.
+  absl::Status CompactFreed(uint64_t segment);
+  absl::StatusOr<SpaceTotals> Space();
   // The origin of the record at `place`.
   absl::StatusOr<Provenance> OriginOf(const Place& place, uint32_t origin_slot);
 
@@ -111,8 +164,10 @@ class TeacherCache {
   struct NewPart {
     const PutItem* item;
     const Part* part;
+    const IndexEntry* moved_from = nullptr;  // where it was, if it is only copied
   };
   class Group;
+  struct Copies;
 
   explicit TeacherCache(KvStore& store) : store_(store) {}
   absl::Status ReadIdentity(bool* found);
@@ -120,10 +175,19 @@ class TeacherCache {
                              PutCounts* counts);
   absl::Status Commit(const std::vector<NewPart>& parts);
   absl::Status AddTotals(const std::vector<NewPart>& parts, Group* group);
+  // The part of a record that was not where `before` says; it may have moved meanwhile.
+  absl::StatusOr<std::optional<Part>> GetMoved(const PartKey& key, IndexEntry before);
+  absl::Status CountOldSegments();
+  absl::StatusOr<std::optional<uint64_t>> ChooseSegment(const ReclaimOptions& options);
+  absl::Status LookForOrphan(ReclaimStep* step);
+  absl::Status CopyNext(ReclaimStep* step);
+  absl::Status CollectLive(const std::vector<KvEntry>& entries, Copies* copies);
+  absl::Status FreeSegment(uint64_t segment, ReclaimStep* step);
 
   KvStore& store_;
   CacheIdentity identity_;  // constant after Open
   bool writable_ = false;   // constant after Open
+  bool counted_ = false;    // of the writer: every segment has its row
 
   // Of the writer: the segment that small parts go to.
   uint64_t next_segment_ = 1;
@@ -131,6 +195,11 @@ class TeacherCache {
   uint32_t next_slot_ = 0;
   uint64_t segment_bytes_ = 0;
   std::map<std::string, uint32_t> origins_;  // record of the origin -> its slot in segment_
+
+  // Of the writer: the segment being rewritten, and from which slot on.
+  std::optional<Place> rewriting_;
+  uint64_t orphans_looked_for_ = 0;      // below this segment
+  std::set<uint64_t> left_as_they_are_;  // with a damaged record; until the next opening
 };
 
 }  // namespace stillhouse
