@@ -42,6 +42,12 @@ class Step {
     result_.problems.push_back(absl::StrCat(where, ": ", status.message()));
   }
 
+  // What was removed or moved since it was read is no problem.
+  bool StillThere(KvFamily family, const KvEntry& entry) {
+    const auto now = sections_.store().Get(family, entry.key);
+    return !now.ok() || *now == entry.value;
+  }
+
   void Files() {
     const absl::Status status = sections_.store().VerifyChecksums();
     if (!status.ok()) Problem("files of the database", status);
@@ -69,7 +75,9 @@ class Step {
     if (!Scan(kCacheData, kRecords, kIndex, from, &entries)) return;
     for (const KvEntry& entry : entries) {
       const absl::Status status = Record(entry);
-      if (!status.ok()) Problem(absl::StrCat("record ", absl::BytesToHexString(entry.key)), status);
+      if (!status.ok() && StillThere(kCacheData, entry)) {
+        Problem(absl::StrCat("record ", absl::BytesToHexString(entry.key)), status);
+      }
     }
   }
 
@@ -104,7 +112,7 @@ class Step {
     if (!Scan(kCacheIndex, kIndex, kObjects, from, &entries)) return;
     for (const KvEntry& entry : entries) {
       const absl::Status status = IndexEntryOf(entry);
-      if (!status.ok()) {
+      if (!status.ok() && StillThere(kCacheIndex, entry)) {
         Problem(absl::StrCat("index ", absl::BytesToHexString(entry.key)), status);
       }
     }

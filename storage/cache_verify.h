@@ -14,7 +14,7 @@ inline constexpr int kVerifyStepRecords = 2000;
 
 struct VerifyStep {
   uint64_t records = 0;       // records, index entries and objects that this step read
-  uint64_t unreferenced = 0;  // records that no index entry names: left by a crash, harmless
+  uint64_t unreferenced = 0;  // records that no index entry names: removed, or left by a crash
   std::vector<std::string> problems;  // one line each
   std::string next;                   // what to continue after; empty: finished
 };

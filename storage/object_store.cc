@@ -13,6 +13,8 @@ namespace {
 
 // Headers lie under 'h' and the name, pieces under 'p', generation and index.
 constexpr char kHeaderPrefix = 'h';
+constexpr absl::string_view kFreedKey = "freed_objects";  // in meta: not compacted yet
+constexpr uint64_t kOwnUpload = ~0ull;                    // of Put: nobody sends pieces of it
 constexpr absl::string_view kHashPrefix = "sha256/";
 
 std::string HeaderKey(absl::string_view name) { return absl::StrCat("h", name); }
@@ -193,6 +195,47 @@ absl::StatusOr<ObjectProgress> ObjectStore::Finish(const ObjectPiece& piece, Upl
   }
   upload->finished = ObjectProgress{.complete = true};
   return *upload->finished;
+}
+
+absl::Status ObjectStore::Put(const std::string& name, const std::string& bytes) {
+  SH_CHECK(bytes.size() <= kPartBytesMax, name);
+  Forget({name, kOwnUpload});
+  return PutPiece({name, bytes.size(), 0, /*replace=*/true, kOwnUpload, bytes}).status();
+}
+
+absl::Status ObjectStore::Remove(const std::vector<std::string>& names) {
+  KvBatch batch;
+  for (const std::string& name : names) {
+    SH_ASSIGN_OR_RETURN(const auto header, FindHeader(name));
+    if (!header.has_value()) continue;
+    batch.Delete(kCacheObjects, HeaderKey(name));
+    batch.DeleteRange(kCacheObjects, PieceKey(header->generation, 0),
+                      PieceKey(header->generation + 1, 0));
+    // A copy of its last piece, sent again, must not be told that the object is there.
+    for (auto it = uploads_.begin(); it != uploads_.end();) {
+      const auto& [id, upload] = *it++;
+      if (id.first == name && upload->finished.has_value()) Forget(UploadId(id));
+    }
+  }
+  if (batch.empty()) return absl::OkStatus();
+  batch.Put(kCacheMeta, std::string(kFreedKey), "");
+  return store_.Write(batch, KvStore::Sync::kSync);
+}
+
+absl::StatusOr<bool> ObjectStore::HasFreed() {
+  SH_ASSIGN_OR_RETURN(const auto mark, store_.Get(kCacheMeta, kFreedKey));
+  return mark.has_value();
+}
+
+absl::Status ObjectStore::CompactFreed() {
+  SH_RETURN_IF_ERROR(store_.FlushFamily(kCacheObjects));
+  return store_.CompactRange(kCacheObjects, PieceKey(0, 0), "q");
+}
+
+absl::Status ObjectStore::FreedIsDone() {
+  KvBatch batch;
+  batch.Delete(kCacheMeta, std::string(kFreedKey));
+  return store_.Write(batch, KvStore::Sync::kNoSync);
 }
 
 absl::StatusOr<ObjectHeader> ObjectStore::Stat(absl::string_view name) {

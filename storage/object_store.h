@@ -55,6 +55,17 @@ class ObjectStore {
   // fit.
   absl::StatusOr<ObjectProgress> PutPiece(const ObjectPiece& piece);
 
+  // An object of one piece, in one step; replaces what has its name. REQUIRES: at most
+  // kPartBytesMax bytes; called by the writer.
+  absl::Status Put(const std::string& name, const std::string& bytes);
+  // Removes the objects that are there, all in one synced batch. Their disk space is freed by
+  // CompactFreed. REQUIRES: called by the writer.
+  absl::Status Remove(const std::vector<std::string>& names);
+  // Is there space to free? Durable, until FreedIsDone.
+  absl::StatusOr<bool> HasFreed();
+  absl::Status CompactFreed();  // any thread; rewrites the other objects
+  absl::Status FreedIsDone();   // by the writer, after CompactFreed
+
   // NotFound when there is no such object.
   absl::StatusOr<ObjectHeader> Stat(absl::string_view name);
   // The piece at `offset`, checked. REQUIRES: `header` is that of Stat.

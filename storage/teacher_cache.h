@@ -121,6 +121,9 @@ class TeacherCache {
   // the cache was written by a program with another format.
   static absl::StatusOr<std::unique_ptr<TeacherCache>> Open(KvStore& store,
                                                             const std::string& new_store_id);
+  // Segments of small parts are closed once they are larger. A bounded cache has smaller ones, so
+  // that one that is rewritten does not need much of its room. Before the first Put.
+  void set_segment_bytes(uint64_t bytes) { segment_bytes_min_ = bytes; }
   // Takes no incarnation and writes nothing; Put is then a bug. NotFound if the store holds no
   // cache.
   static absl::StatusOr<std::unique_ptr<TeacherCache>> OpenReadOnly(KvStore& store);
@@ -140,6 +143,8 @@ class TeacherCache {
   absl::StatusOr<size_t> Visit(absl::Span<const PartKey> keys, uint64_t bytes_max,
                                PartVisitor visit);
   absl::StatusOr<std::vector<std::optional<IndexEntry>>> Find(absl::Span<const PartKey> keys);
+  // Of which section a stored part is, as its record says; nullopt when it is not there.
+  absl::StatusOr<std::optional<SectionSpec>> SpecOf(const PartKey& key);
   // By canonical spec.
   absl::StatusOr<std::map<std::string, SpecTotals>> Totals();
 
@@ -194,6 +199,7 @@ class TeacherCache {
   uint64_t segment_ = 0;  // 0: none yet
   uint32_t next_slot_ = 0;
   uint64_t segment_bytes_ = 0;
+  uint64_t segment_bytes_min_ = kSegmentBytesMin;
   std::map<std::string, uint32_t> origins_;  // record of the origin -> its slot in segment_
 
   // Of the writer: the segment being rewritten, and from which slot on.

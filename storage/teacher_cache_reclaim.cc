@@ -5,6 +5,7 @@
 //   [mostly dead] ─1 live records copied, index and counts swapped─► (again, up to its last slot)
 //   [all dead] ─2 range deleted, row gone, marked as freed─► [freed] ─3 compacted─► (mark gone)
 #include <algorithm>
+#include <limits>
 
 #include "common/log.h"
 #include "common/status.h"
@@ -18,6 +19,11 @@ constexpr int kOrphanLooksMax = 256;     // segments looked at in one step
 constexpr int kIndexEntriesRead = 4096;  // at once, when an old cache is counted
 
 std::string SegmentBegin(uint64_t segment) { return PlaceKey({segment, 0}); }
+// Beyond its last key, and below the first of the next: RocksDB takes ends of ranges as included
+// when it chooses files to compact.
+std::string SegmentEnd(uint64_t segment) {
+  return PlaceKey({segment, std::numeric_limits<uint32_t>::max()}) + '\0';
+}
 
 bool WorthRewriting(const SegmentCounts& counts, double live_share_max) {
   if (counts.dead_bytes == 0) return false;
@@ -161,7 +167,7 @@ absl::StatusOr<ReclaimStep> TeacherCache::Reclaim(const ReclaimOptions& options)
 absl::Status TeacherCache::CopyNext(ReclaimStep* step) {
   const Place from = *rewriting_;
   auto found = store_.Scan(kCacheData, {.begin = PlaceKey(from),
-                                        .end = SegmentBegin(from.segment + 1),
+                                        .end = SegmentEnd(from.segment),
                                         .entries_max = kStepRecordsMax,
                                         .bytes_max = kReclaimStepBytes});
   Copies live;
@@ -230,7 +236,7 @@ absl::Status TeacherCache::FreeSegment(uint64_t segment, ReclaimStep* step) {
   }
   SH_RETURN_IF_ERROR(store_.FlushFamily(kCacheData));
   KvBatch batch;
-  batch.DeleteRange(kCacheData, SegmentBegin(segment), SegmentBegin(segment + 1));
+  batch.DeleteRange(kCacheData, SegmentBegin(segment), SegmentEnd(segment));
   batch.Delete(kCacheMeta, SegmentRowKey(segment));
   batch.Put(kCacheMeta, FreedSegmentKey(segment), "");
   SH_RETURN_IF_ERROR(store_.Write(batch, KvStore::Sync::kSync));
@@ -241,7 +247,7 @@ absl::Status TeacherCache::FreeSegment(uint64_t segment, ReclaimStep* step) {
 }
 
 absl::Status TeacherCache::CompactFreed(uint64_t segment) {
-  return store_.CompactRange(kCacheData, SegmentBegin(segment), SegmentBegin(segment + 1));
+  return store_.CompactRange(kCacheData, SegmentBegin(segment), SegmentEnd(segment));
 }
 
 }  // namespace stillhouse

@@ -5,11 +5,13 @@
 
 #include "common/blocking.h"
 #include "common/event_loop.h"
+#include "common/file.h"
 #include "common/status.h"
 #include "proto/cache.pb.h"
 #include "recipe/recipe.h"
 #include "storage/cache_directory.h"
 #include "storage/service/cache_client.h"
+#include "storage/service/space_wire.h"
 #include "transport/rpc.h"
 #include "transport/zmq_channel.h"
 
@@ -54,6 +56,17 @@ class LocalSession final : public CacheSession {
   }
   absl::StatusOr<std::vector<PutCounts>> Put(std::vector<PutItem> items) override {
     return jobs_->Put(std::move(items));
+  }
+  absl::StatusOr<SpaceResult> Space(const SpaceRequest& request) override {
+    SpaceTask task(request, plans_);
+    while (task.next() != SpaceTask::Next::kDone) {
+      SH_RETURN_IF_ERROR(task.Step(directory_->sections(), directory_->objects()));
+    }
+    return task.result();
+  }
+  absl::Status Pin(const std::string& job) override { return PinJob(directory_->objects(), job); }
+  absl::Status Unpin(const std::string& job) override {
+    return UnpinJob(directory_->objects(), job);
   }
 
  private:
@@ -114,9 +127,23 @@ class RemoteSession final : public CacheSession {
   }
   absl::StatusOr<std::vector<PutCounts>> Put(std::vector<PutItem> items) override;
   absl::Status Close() override { return absl::OkStatus(); }
+  absl::StatusOr<SpaceResult> Space(const SpaceRequest& request) override {
+    pb::SpaceRequest message;
+    ToProto(request, &message);
+    SH_ASSIGN_OR_RETURN(const auto response, Call<pb::SpaceResponse>("cache.Space", message));
+    return FromProto(response);
+  }
+  absl::Status Pin(const std::string& job) override { return ChangePin("cache.Pin", job); }
+  absl::Status Unpin(const std::string& job) override { return ChangePin("cache.Unpin", job); }
 
  private:
   RemoteSession() = default;
+
+  absl::Status ChangePin(const std::string& method, const std::string& job) {
+    pb::PinRequest request;
+    request.set_job(job);
+    return Call<pb::PinResponse>(method, request).status();
+  }
 
   template <typename Response, typename Request>
   absl::StatusOr<Response> Call(const std::string& method, const Request& request,
@@ -152,6 +179,10 @@ absl::StatusOr<CacheStat> RemoteSession::Stat() {
                                spec.record_bytes(), spec.payload_bytes(), spec.index_bytes()};
     stat.all.rows += spec.rows();
   }
+  stat.space = {.segments = response.segments(),
+                .live_bytes = response.record_bytes(),
+                .dead_bytes = response.dead_bytes(),
+                .origin_bytes = response.origin_bytes()};
   stat.all.sections = response.sections();
   stat.all.parts = response.parts();
   stat.all.record_bytes = response.record_bytes();
@@ -233,21 +264,28 @@ absl::StatusOr<std::vector<PutCounts>> RemoteSession::Put(std::vector<PutItem> i
 
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenDirectory(const std::string& path,
                                                             CacheAccess access) {
+  if (access == CacheAccess::kChange && !PathExists(path)) {
+    return absl::NotFoundError(absl::StrCat("no cache in ", path));
+  }
   SH_ASSIGN_OR_RETURN(
       auto directory,
       CacheDirectory::Open({.path = path, .read_only = access == CacheAccess::kRead}));
   return std::make_unique<LocalSession>(std::move(directory));
 }
 
+absl::Status CheckChoice(const CacheChoice& choice) {
+  const bool coordinator = !choice.coordinator.file.empty() || !choice.coordinator.recipe.empty();
+  if (!choice.directory.empty() + !choice.server.empty() + coordinator <= 1) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError("choose one cache: --dir, --server, --coordinator or --recipe");
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice& choice,
                                                                CacheAccess access) {
-  const bool coordinator = !choice.coordinator.file.empty() || !choice.coordinator.recipe.empty();
-  if (!choice.directory.empty() + !choice.server.empty() + coordinator > 1) {
-    return absl::InvalidArgumentError(
-        "choose one cache: --dir, --server, --coordinator or --recipe");
-  }
+  SH_RETURN_IF_ERROR(CheckChoice(choice));
   if (!choice.directory.empty()) return OpenDirectory(choice.directory, access);
   if (!choice.server.empty()) return RemoteSession::Connect(choice.server);
   const auto found = FindCoordinator(choice.coordinator);
@@ -260,6 +298,20 @@ absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice
     return absl::InvalidArgumentError(absl::StrCat(found->path, ": names no cache server"));
   }
   return RemoteSession::Connect(found->file.cache);
+}
+
+absl::StatusOr<std::optional<Coordinator>> CoordinatorOf(const CacheChoice& choice) {
+  SH_RETURN_IF_ERROR(CheckChoice(choice));
+  if (!choice.directory.empty()) return std::nullopt;
+  auto found = FindCoordinator(choice.coordinator);
+  if (absl::IsUnavailable(found.status())) return std::nullopt;
+  if (choice.server.empty()) {
+    SH_RETURN_IF_ERROR(found.status());
+    return *std::move(found);
+  }
+  // Only an address is known: it is a coordinator's if the only live one says so.
+  if (!found.ok() || found->file.cache != choice.server) return std::nullopt;
+  return *std::move(found);
 }
 
 }  // namespace stillhouse

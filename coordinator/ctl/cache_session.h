@@ -2,7 +2,7 @@
 // directory).
 //
 // Owner: one verb. Blocking; one thread. Asking a directory takes a shared lock and no incarnation;
-// writing into it takes what a server takes.
+// changing it takes what a server takes: the exclusive one, and an incarnation.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "coordinator/ctl/connection.h"
 #include "storage/service/cache_admin.h"
+#include "storage/service/cache_space.h"
 #include "storage/service/job_store.h"
 
 namespace stillhouse {
@@ -30,15 +31,25 @@ class CacheSession : public JobStore {
   virtual absl::StatusOr<VerifyStep> Verify(const std::string& after) = 0;
   // Leaves a directory as a server leaves it; else without effect. REQUIRES: nothing follows.
   virtual absl::Status Close() = 0;
+
+  // REQUIRES: not opened to be read only, but for a dry run.
+  virtual absl::StatusOr<SpaceResult> Space(const SpaceRequest& request) = 0;
+  virtual absl::Status Pin(const std::string& job) = 0;
+  virtual absl::Status Unpin(const std::string& job) = 0;
 };
 
+// To change a directory, and to write into it, is FailedPrecondition when anybody else has it open.
 enum class CacheAccess {
-  kRead,   // a bug to write
-  kWrite,  // makes the directory if need be; FailedPrecondition when anybody else has it open
+  kRead,    // a bug to write
+  kChange,  // NotFound unless the directory is there: a misspelt one is not made
+  kWrite,   // makes the directory if need be
 };
 // InvalidArgument unless exactly one is chosen. FailedPrecondition when a server holds the
 // directory; Unavailable when no server answers.
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(
     const CacheChoice& choice, CacheAccess access = CacheAccess::kRead);
+// The coordinator that works with the chosen cache, if one is alive. None works with a directory
+// that no server holds.
+absl::StatusOr<std::optional<Coordinator>> CoordinatorOf(const CacheChoice& choice);
 
 }  // namespace stillhouse

@@ -88,16 +88,25 @@ absl::StatusOr<int> Stat(const CacheOptions& options) {
                           absl::StrCat(totals.rows), HumanBytes(bytes),
                           absl::StrCat(static_cast<int64_t>(per_row * 10) / 10.0)});
   }
-  const Json json = {
-      {"store_id", stat.identity.store_id},      {"incarnation", stat.identity.incarnation},
-      {"sections", stat.all.sections},           {"parts", stat.all.parts},
-      {"payload_bytes", stat.all.payload_bytes}, {"record_bytes", stat.all.record_bytes},
-      {"index_bytes", stat.all.index_bytes},     {"objects", stat.objects},
-      {"object_bytes", stat.object_bytes},       {"specs", specs}};
+  const Json json = {{"store_id", stat.identity.store_id},
+                     {"incarnation", stat.identity.incarnation},
+                     {"sections", stat.all.sections},
+                     {"parts", stat.all.parts},
+                     {"payload_bytes", stat.all.payload_bytes},
+                     {"record_bytes", stat.all.record_bytes},
+                     {"index_bytes", stat.all.index_bytes},
+                     {"objects", stat.objects},
+                     {"object_bytes", stat.object_bytes},
+                     {"segments", stat.space.segments},
+                     {"dead_bytes", stat.space.dead_bytes},
+                     {"bytes", stat.UsedBytes()},
+                     {"specs", specs}};
   if (options.format == OutputFormat::kTable) {
     PrintText(absl::StrCat("store ", stat.identity.store_id, ", incarnation ",
                            stat.identity.incarnation, ", ", stat.objects, " objects of ",
-                           HumanBytes(stat.object_bytes), "\n"));
+                           HumanBytes(stat.object_bytes), "; ", HumanBytes(stat.UsedBytes()),
+                           " in all, ", HumanBytes(stat.space.dead_bytes),
+                           " of it removed and not given back yet\n"));
   }
   Print(json, table, options.format);
   return kExitOk;
@@ -134,11 +143,14 @@ Json ShareJson(const UsageShare& share) {
 absl::StatusOr<int> Du(const CacheOptions& options) {
   SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
   SH_ASSIGN_OR_RETURN(const JobUsage usage, cache->UsageOfJob(options.job));
+  SH_ASSIGN_OR_RETURN(const CacheStat stat, cache->Stat());
   const Json json = {{"job", options.job},
                      {"training", ShareJson(usage.training)},
                      {"held_out", ShareJson(usage.held_out)},
                      {"artefact_bytes", usage.artefact_bytes},
-                     {"plan_bytes", usage.plan_bytes}};
+                     {"plan_bytes", usage.plan_bytes},
+                     {"cache_bytes", stat.UsedBytes()},
+                     {"cache_dead_bytes", stat.space.dead_bytes}};
   Table table{{"WHAT", "DOCUMENTS", "ROWS", "MISSING", "BYTES", "BYTES/ROW"}, {}};
   const auto add = [&table](const char* what, const UsageShare& share) {
     const uint64_t bytes = share.record_bytes + share.index_bytes;
@@ -151,6 +163,9 @@ absl::StatusOr<int> Du(const CacheOptions& options) {
   add("held out", usage.held_out);
   table.rows.push_back({"artefacts", "", "", "", HumanBytes(usage.artefact_bytes), ""});
   table.rows.push_back({"plan", "", "", "", HumanBytes(usage.plan_bytes), ""});
+  table.rows.push_back({"whole cache", "", "", "", HumanBytes(stat.UsedBytes()), ""});
+  table.rows.push_back(
+      {"removed, not given back", "", "", "", HumanBytes(stat.space.dead_bytes), ""});
   Print(json, table, options.format);
   return kExitOk;
 }
@@ -172,8 +187,9 @@ absl::StatusOr<int> Verify(const CacheOptions& options) {
     for (const std::string& problem : all.problems) PrintText(absl::StrCat(problem, "\n"));
     PrintText(absl::StrCat(
         all.records, " records read, ", problems, " damaged",
-        all.unreferenced == 0 ? ""
-                              : absl::StrCat(", ", all.unreferenced, " left by a crash (harmless)"),
+        all.unreferenced == 0
+            ? ""
+            : absl::StrCat(", ", all.unreferenced, " removed or left by a crash (harmless)"),
         "\n"));
   } else {
     PrintText(Render({{"records", all.records},
@@ -374,11 +390,12 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
   digest->footer("Example:\n  coordinatorctl cache digest handbook --dir cache\n");
 
   CLI::App* du = AddVerb(cache, chosen, "du", "What a job takes", Du, options);
-  du->add_option("JOB", options->job, "job")->required();
+  du->add_option("JOB,--job", options->job, "job")->required();
   AddOutputOption(*du, &options->format);
-  du->footer("Example:\n  coordinatorctl cache du handbook --dir cache -o json\n");
+  du->footer("Example:\n  coordinatorctl cache du --job handbook --dir cache -o json\n");
 
   AddCacheTransferVerbs(*cache, chosen);
+  AddCacheSpaceVerbs(*cache, chosen);
 }
 
 }  // namespace stillhouse

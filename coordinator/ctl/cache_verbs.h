@@ -1,4 +1,5 @@
-// coordinatorctl cache ls | stat | get | verify | digest | du, and those of cache_transfer_verbs.h.
+// coordinatorctl cache ls | stat | get | verify | digest | du, those of cache_transfer_verbs.h, and
+// rm | pin | unpin | gc.
 #pragma once
 
 #include "coordinator/ctl/verb.h"
@@ -6,5 +7,7 @@
 namespace stillhouse {
 
 void AddCacheVerb(CLI::App& app, ChosenVerb& chosen);
+// To the verb `cache`: those that free space, in cache_space_verbs.cc.
+void AddCacheSpaceVerbs(CLI::App& cache, ChosenVerb& chosen);
 
 }  // namespace stillhouse

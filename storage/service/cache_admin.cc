@@ -13,6 +13,7 @@ absl::StatusOr<CacheStat> CacheAdmin::Stat() {
   CacheStat stat;
   stat.identity = sections_.identity();
   SH_ASSIGN_OR_RETURN(stat.specs, sections_.Totals());
+  SH_ASSIGN_OR_RETURN(stat.space, sections_.Space());
   for (const auto& [spec, totals] : stat.specs) {
     stat.all.sections += totals.sections;
     stat.all.parts += totals.parts;

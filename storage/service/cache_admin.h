@@ -21,6 +21,12 @@ struct CacheStat {
   std::map<std::string, SpecTotals> specs;
   uint64_t objects = 0;
   uint64_t object_bytes = 0;
+  SpaceTotals space;
+  // Everything that is stored, dead or alive; without what the database adds.
+  uint64_t UsedBytes() const {
+    return space.live_bytes + space.dead_bytes + space.origin_bytes + all.index_bytes +
+           object_bytes;
+  }
 };
 
 class CacheAdmin {

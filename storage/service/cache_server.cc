@@ -1,5 +1,6 @@
 #include "storage/service/cache_server.h"
 
+#include <deque>
 #include <utility>
 
 #include "common/status.h"
@@ -7,8 +8,10 @@
 #include "storage/cache_verify.h"
 #include "storage/service/cache_admin.h"
 #include "storage/service/cache_client.h"
+#include "storage/service/cache_space.h"
 #include "storage/service/cache_wire.h"
 #include "storage/service/job_scan.h"
+#include "storage/service/space_wire.h"
 
 namespace stillhouse {
 namespace {
@@ -16,6 +19,7 @@ namespace {
 constexpr uint64_t kAnswerBytesMax = 16ull << 20;  // of payloads in one answer
 constexpr int kKeysMax = 4096;                     // of one Get
 constexpr uint32_t kLsMax = 1000;
+constexpr size_t kSpaceCallsMax = 64;  // waiting: one works at a time
 
 absl::StatusOr<PartKey> KeyOf(const pb::CachePart& part) {
   PartKey key;
@@ -70,6 +74,9 @@ class CacheServerImpl final : public CacheServer {
     rpc_.Handle("cache.Digest", Bind(&CacheServerImpl::DigestOfJob));
     rpc_.Handle("cache.Verify", Bind(&CacheServerImpl::Verify));
     rpc_.Handle("cache.Du", Bind(&CacheServerImpl::Du));
+    rpc_.Handle("cache.Space", Bind(&CacheServerImpl::Space));
+    rpc_.Handle("cache.Pin", Bind(&CacheServerImpl::Pin));
+    rpc_.Handle("cache.Unpin", Bind(&CacheServerImpl::Unpin));
   }
 
  private:
@@ -116,13 +123,25 @@ class CacheServerImpl final : public CacheServer {
   void DigestOfJob(RpcMessage message, Respond respond);
   void Verify(RpcMessage message, Respond respond);
   void Du(RpcMessage message, Respond respond);
+  void Space(RpcMessage message, Respond respond);
+  void Pin(RpcMessage message, Respond respond);
+  void Unpin(RpcMessage message, Respond respond);
+  void ChangePin(RpcMessage message, Respond respond,
+                 absl::Status (*change)(ObjectStore&, const std::string&));
+  // Runs the first of space_tasks_, one step after another; puts go between.
+  void StepSpace();
 
+  struct SpaceCall {
+    SpaceTask task;
+    Respond respond;
+  };
   RpcServer& rpc_;
   AsyncStore& store_;
   const CacheIdentity identity_;
   const Options options_;
   PlanCache plans_;             // used on store threads
   uint64_t pending_bytes_ = 0;  // of puts not yet answered
+  std::deque<std::shared_ptr<SpaceCall>> space_calls_;
 };
 
 void CacheServerImpl::Put(RpcMessage message, Respond respond) {
@@ -186,7 +205,11 @@ void CacheServerImpl::PutObject(RpcMessage message, Respond respond) {
   ObjectPiece piece{request->name(),    request->size(),   request->offset(),
                     request->replace(), request->upload(), *message.attachments[0]};
   store_.Write<ObjectProgress>(
-      [piece = std::move(piece)](TeacherCache&, ObjectStore& objects) {
+      [piece = std::move(piece)](TeacherCache&,
+                                 ObjectStore& objects) -> absl::StatusOr<ObjectProgress> {
+        if (piece.bytes.size() == piece.size) {  // as every description of a job is sent
+          SH_RETURN_IF_ERROR(CheckJobIsWhole(objects, piece.name, piece.bytes));
+        }
         return objects.PutPiece(piece);
       },
       [this, respond = std::move(respond)](absl::StatusOr<ObjectProgress> progress) mutable {
@@ -271,6 +294,9 @@ void CacheServerImpl::Stat(RpcMessage message, Respond respond) {
         response.set_index_bytes(stat.all.index_bytes);
         response.set_object_bytes(stat.object_bytes);
         response.set_objects(stat.objects);
+        response.set_segments(stat.space.segments);
+        response.set_dead_bytes(stat.space.dead_bytes);
+        response.set_origin_bytes(stat.space.origin_bytes);
         for (const auto& [spec, totals] : stat.specs) {
           pb::StatResponse::PerSpec* listed = response.add_specs();
           listed->set_spec(spec);
@@ -333,6 +359,65 @@ void CacheServerImpl::Du(RpcMessage message, Respond respond) {
         response.set_plan_bytes(usage.plan_bytes);
         return MakeMessage(response);
       });
+}
+
+void CacheServerImpl::Space(RpcMessage message, Respond respond) {
+  const auto parsed = ParseMessage<pb::SpaceRequest>(message);
+  if (!parsed.ok()) return respond(parsed.status());
+  auto request = FromProto(*parsed);
+  if (!request.ok()) return respond(request.status());
+  if (space_calls_.size() >= kSpaceCallsMax) {
+    return respond(absl::UnavailableError("the cache server is busy giving space back; try again"));
+  }
+  space_calls_.push_back(std::make_shared<SpaceCall>(
+      SpaceCall{SpaceTask(*std::move(request), plans_), std::move(respond)}));
+  if (space_calls_.size() == 1) StepSpace();
+}
+
+void CacheServerImpl::StepSpace() {
+  const std::shared_ptr<SpaceCall> call = space_calls_.front();
+  const auto step = [call](TeacherCache& sections, ObjectStore& objects) -> absl::StatusOr<bool> {
+    SH_RETURN_IF_ERROR(call->task.Step(sections, objects));
+    return true;
+  };
+  const auto done = [this, call](absl::StatusOr<bool> stepped) {
+    if (stepped.ok() && call->task.next() != SpaceTask::Next::kDone) return StepSpace();
+    if (stepped.ok()) {
+      pb::SpaceResponse response;
+      ToProto(call->task.result(), &response);
+      call->respond(MakeMessage(response));
+    } else {
+      call->respond(stepped.status());
+    }
+    space_calls_.pop_front();
+    if (!space_calls_.empty()) StepSpace();
+  };
+  if (call->task.next() == SpaceTask::Next::kRead) {
+    store_.Read<bool>(step, done);
+  } else {
+    store_.Write<bool>(step, done);
+  }
+}
+
+void CacheServerImpl::Pin(RpcMessage message, Respond respond) {
+  ChangePin(std::move(message), std::move(respond), PinJob);
+}
+
+void CacheServerImpl::Unpin(RpcMessage message, Respond respond) {
+  ChangePin(std::move(message), std::move(respond), UnpinJob);
+}
+
+void CacheServerImpl::ChangePin(RpcMessage message, Respond respond,
+                                absl::Status (*change)(ObjectStore&, const std::string&)) {
+  const auto request = ParseMessage<pb::PinRequest>(message);
+  if (!request.ok()) return respond(request.status());
+  store_.Write<RpcMessage>(
+      [job = request->job(), change](TeacherCache&,
+                                     ObjectStore& objects) -> absl::StatusOr<RpcMessage> {
+        SH_RETURN_IF_ERROR(change(objects, job));
+        return MakeMessage(pb::PinResponse());
+      },
+      std::move(respond));
 }
 
 }  // namespace

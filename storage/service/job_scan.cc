@@ -135,6 +135,13 @@ absl::Status ForEachWanted(
                         once(/*held_out=*/true));
 }
 
+absl::Status ForEachSectionOf(const JobObject& job, const Plan& plan, uint32_t begin, uint32_t end,
+                              absl::FunctionRef<absl::Status(const WantedSection&)> visit) {
+  const uint32_t training = std::clamp(TrainingDocuments(plan), begin, end);
+  SH_RETURN_IF_ERROR(ForEachSection(plan, job.teacher, job.sections, begin, training, visit));
+  return ForEachSection(plan, job.teacher, job.held_out_sections, training, end, visit);
+}
+
 std::vector<PartKey> PartKeysOf(const Digest& section, const SectionSpec& spec, uint32_t rows) {
   std::vector<PartKey> keys;
   for (uint64_t row = 0; row < rows; row += spec.RowsPerPart()) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "common/mutex.h"
 #include "dataset/plan.h"
@@ -31,6 +32,18 @@ class PlanCache {
       ABSL_GUARDED_BY(mutex_);  // the last used comes last
 };
 
+// One section that a job wants, of one document.
+struct WantedSection {
+  Digest key;
+  SectionSpec spec;
+  uint32_t document = 0;
+  uint32_t rows = 0;
+};
+// Calls `visit(section)` for every section that the job wants of the documents [begin, end), until
+// it fails.
+absl::Status ForEachSectionOf(const JobObject& job, const Plan& plan, uint32_t begin, uint32_t end,
+                              absl::FunctionRef<absl::Status(const WantedSection&)> visit);
+
 struct InventoryQuery {
   Digest teacher;
   std::vector<SectionSpec> sections;               // of training chunks
@@ -43,15 +56,8 @@ struct InventoryQuery {
 absl::StatusOr<std::vector<bool>> TakeInventory(TeacherCache& sections, ObjectStore& objects,
                                                 const Plan& plan, const InventoryQuery& query);
 
-// One section that a job wants.
-struct WantedSection {
-  Digest key;
-  SectionSpec spec;
-  uint32_t document = 0;  // the first with this key
-  uint32_t rows = 0;
-};
-// Calls `visit` for what the job wants, each section once, in the order of the plan, until it
-// fails.
+// Calls `visit` for what the job wants, each section once (of the first document that has it), in
+// the order of the plan, until it fails.
 absl::Status ForEachWanted(
     const JobObject& job, const Plan& plan,
     const std::function<absl::Status(const WantedSection&, bool held_out)>& visit);

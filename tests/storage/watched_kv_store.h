@@ -34,8 +34,7 @@ class WatchedKvStore final : public KvStore {
     if (act_ && family == family_) std::exchange(act_, nullptr)();
     return store_.MultiGet(family, keys);
   }
-  absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted,
-                     KvVisitor visit) override {
+  absl::Status Visit(KvFamily family, absl::Span<const KvWanted> wanted, KvVisitor visit) override {
     if (act_ && family == family_) std::exchange(act_, nullptr)();
     return store_.Visit(family, wanted, visit);
   }

@@ -137,11 +137,46 @@ TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
   EXPECT_EQ(ask("verify").code, 0);
   EXPECT_EQ(ask("get test --document 0 --section stats").out,
             ask("get test --document 0 --section stats").out);
+  EXPECT_EQ(json::parse(ask("gc --dry-run -o json").out)["parts"], 0);
+  EXPECT_EQ(ask("pin test").code, 0);
+  EXPECT_EQ(ask("rm test").code, kExitConflict);
+  EXPECT_EQ(ask("unpin test").code, 0);
+  EXPECT_EQ(Run(Dir("rm test")).code, kExitConflict);  // held
   const Result held = Run(Dir("stat"));
   EXPECT_EQ(held.code, kExitConflict);
   EXPECT_THAT(held.errors, HasSubstr("ask its server with --server"));
+  EXPECT_EQ(ask("digest test").out, digest_ + "\n");
+  EXPECT_EQ(json::parse(ask("rm test -o json").out)["sections"], 16);
   StopServers();
-  EXPECT_EQ(Run(Dir("digest test")).out, digest_ + "\n");
+  EXPECT_EQ(Run(Dir("digest test")).code, kExitNotFound);
+}
+
+TEST_F(CacheVerbsTest, RmPinAndGcOnADirectory) {
+  const json said = json::parse(Run(Dir("rm test --dry-run -o json")).out);
+  EXPECT_EQ(said["sections"], 16);
+  EXPECT_EQ(said["objects"].size(), 3u);
+  EXPECT_EQ(json::parse(Run(Dir("stat -o json")).out)["sections"], 16);
+  EXPECT_EQ(Run(Dir("pin test")).code, 0);
+  const Result pinned = Run(Dir("rm test"));
+  EXPECT_EQ(pinned.code, kExitConflict);
+  EXPECT_THAT(pinned.errors, HasSubstr("cache unpin test"));
+  EXPECT_EQ(std::count(pinned.errors.begin(), pinned.errors.end(), '\n'), 1) << pinned.errors;
+  EXPECT_EQ(Run(Dir("unpin test")).code, 0);
+  EXPECT_EQ(Run(Dir("unpin test")).code, kExitNotFound);
+  EXPECT_EQ(Run(Dir("rm test --section logits/sampled?draws=50")).code, 0);
+  EXPECT_EQ(json::parse(Run(Dir("du --job test -o json")).out)["training"]["missing"], 0);
+  const json done = json::parse(Run(Dir("rm test -o json")).out);
+  EXPECT_EQ(done["object_count"], said["object_count"]);
+  const json stat = json::parse(Run(Dir("stat -o json")).out);
+  EXPECT_EQ(stat["sections"], 0);
+  EXPECT_EQ(stat["bytes"], 0);
+  EXPECT_EQ(stat["dead_bytes"], 0);
+  EXPECT_EQ(Run(Dir("rm test")).code, kExitNotFound);
+  EXPECT_THAT(Run(Dir("gc")).out, HasSubstr("removed 0 sections"));
+  EXPECT_EQ(Run(Dir("rm")).code, kExitFailed);
+  EXPECT_EQ(Run(Dir("rm --teacher abc")).code, kExitFailed);
+  EXPECT_EQ(Run("gc --dir " + JoinPath(folder_.path(), "none")).code, kExitNotFound);
+  EXPECT_FALSE(PathExists(JoinPath(folder_.path(), "none")));
 }
 
 TEST_F(CacheVerbsTest, NothingThereIsOneLine) {

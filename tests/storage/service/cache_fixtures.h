@@ -1,6 +1,7 @@
 // A cache in memory with its server, and a client that reaches it over an in-memory network.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -30,12 +31,17 @@ class InlineAsyncStore final : public AsyncStore {
       const auto counts = checked.ok() ? sections_.Put({item}) : checked;
       result = counts.ok() ? absl::StatusOr<PutCounts>((*counts)[0]) : counts.status();
     }
+    if (after_write) after_write();
     executor_.PostAfter(put_time, [done = std::move(done), result]() mutable { done(result); });
   }
   void RunRead(Work work) override { executor_.Post(work(sections_, objects_)); }
-  void RunWrite(Work work) override { executor_.Post(work(sections_, objects_)); }
+  void RunWrite(Work work) override {
+    executor_.Post(work(sections_, objects_));
+    if (after_write) after_write();
+  }
 
   absl::Status write_error;  // what every Put gives instead
+  std::function<void()> after_write;
   absl::Duration put_time = absl::ZeroDuration();
 
  private:
