@@ -1,4 +1,4 @@
-// CacheInventory: the one question the coordinator has for the cache.
+// CacheInventory: what the coordinator asks of the cache.
 //
 // Owner: coordinatord's main (over CacheClient), tests and simulations. Event-driven; `done` runs
 // once, on the coordinator's executor, never inside Ask.
@@ -22,6 +22,10 @@ class CacheInventory {
   // for their own sections. At most kAskChunksMax chunks.
   virtual void Ask(const CaptureSetup& capture, std::vector<uint32_t> chunks,
                    absl::AnyInvocable<void(absl::StatusOr<std::vector<bool>>)> done) = 0;
+  // Takes out what these chunks of a job hold and nobody else wants, and gives its space back. The
+  // answer is how many bytes the cache takes then. No chunks: only that.
+  virtual void MakeRoom(const std::string& job, std::vector<uint32_t> chunks,
+                        absl::AnyInvocable<void(absl::StatusOr<uint64_t>)> done) = 0;
 };
 
 }  // namespace stillhouse

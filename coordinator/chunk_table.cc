@@ -100,6 +100,11 @@ void ChunkTable::ConfirmAbsent(uint32_t index) {
   }
 }
 
+void ChunkTable::StartRelease(uint32_t index) {
+  SH_CHECK(chunks_[index].state == ChunkState::kDurable, "releasing chunk ", index);
+  Move(index, ChunkState::kConfirming);
+}
+
 bool ChunkTable::FailedIn(uint32_t index, const WorkerRef& worker) const {
   const std::vector<ChunkFailure>& failures = chunks_[index].failures;
   return std::any_of(failures.begin(), failures.end(),

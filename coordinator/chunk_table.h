@@ -12,6 +12,7 @@
 //       │ └──────────7 late done──────────────────────────────────┘   │ ▲
 //       └────────────10 lost by the cache, found when reconciling ────┘ └─9 found when reconciling,
 //                                                                         from any state
+//      [durable] ──13 released, its place is needed──► [confirming]
 //      [pending], [leased] ──8 third attributed failure──► [poisoned]   (a lost worker is none, see
 //                                                                        IsDeadly in state.h)
 //      [poisoned] ──11 late done──► [confirming]
@@ -45,6 +46,7 @@ struct WorkerRef {
 struct ChunkSpec {
   uint64_t rows = 0;
   bool held_out = false;
+  uint64_t bytes_max = 0;  // what it may take in a bounded cache; 0: nobody counts
   friend bool operator==(const ChunkSpec&, const ChunkSpec&) = default;
 };
 
@@ -99,6 +101,8 @@ class ChunkTable {
   std::vector<uint64_t> ConfirmPresent(uint32_t index);
   // T5 of a confirming chunk, T10 of a durable one; else nothing.
   void ConfirmAbsent(uint32_t index);
+  // T13: it is being taken out of the cache, which is asked then. REQUIRES: durable.
+  void StartRelease(uint32_t index);
   // Records a failure unless this incarnation has failed it before. T8 at the kChunkFailuresMax-th,
   // when all grants are ended; returns those.
   std::vector<uint64_t> AddFailure(uint32_t index, ChunkFailure failure);

@@ -14,6 +14,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/strip.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/log.h"
@@ -23,10 +24,15 @@
 #include "coordinator/journal.h"
 #include "coordinator/server.h"
 #include "storage/service/cache_client.h"
+#include "storage/service/space_wire.h"
 #include "transport/zmq_channel.h"
 
 namespace stillhouse {
 namespace {
+
+// What a bounded cache gives up comes mostly together, so segments are rewritten early: at worst
+// four bytes are copied for one that is given back.
+constexpr double kReleaseLiveShareMax = 0.8;
 
 struct Flags {
   std::string journal;
@@ -38,7 +44,8 @@ struct Flags {
 // The coordinator's question, asked of a cache server.
 class RemoteInventory final : public CacheInventory {
  public:
-  RemoteInventory(CacheClient& cache, Executor& executor) : cache_(cache), executor_(executor) {}
+  RemoteInventory(CacheClient& cache, RpcClient& rpc, Executor& executor)
+      : cache_(cache), rpc_(rpc), executor_(executor) {}
 
   void Ask(const CaptureSetup& capture, std::vector<uint32_t> chunks,
            absl::AnyInvocable<void(absl::StatusOr<std::vector<bool>>)> done) override {
@@ -56,6 +63,18 @@ class RemoteInventory final : public CacheInventory {
     cache_.Inventory(std::move(request), std::move(done));
   }
 
+  void MakeRoom(const std::string& job, std::vector<uint32_t> chunks,
+                absl::AnyInvocable<void(absl::StatusOr<uint64_t>)> done) override {
+    SpaceRequest request{.what = SpaceRequest::What::kRelease,
+                         .job = std::string(absl::StripPrefix(job, "job/")),
+                         .chunks = std::move(chunks),
+                         .live_share_max = kReleaseLiveShareMax};
+    CallSpace(rpc_, request, [done = std::move(done)](absl::StatusOr<SpaceResult> result) mutable {
+      if (!result.ok()) return done(result.status());
+      done(result->bytes_used);
+    });
+  }
+
  private:
   static absl::Status ParseSpecs(const std::vector<std::string>& canonical,
                                  std::vector<SectionSpec>* specs) {
@@ -67,6 +86,7 @@ class RemoteInventory final : public CacheInventory {
   }
 
   CacheClient& cache_;
+  RpcClient& rpc_;
   Executor& executor_;
 };
 
@@ -139,7 +159,7 @@ absl::Status Serve(const Flags& flags) {
     const auto rpc = MakeRpcServer(*channel, loop);
     const auto cache_rpc = MakeRpcClient(*cache_channel, loop);
     const auto cache = MakeCacheClient(*cache_rpc);
-    RemoteInventory inventory(*cache, loop);
+    RemoteInventory inventory(*cache, *cache_rpc, loop);
     CoordinatorServer server({.cache_address = flags.cache}, std::move(opened.state), *rpc, loop,
                              *journal, inventory, stop);
     serving = &server;

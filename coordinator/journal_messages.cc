@@ -113,6 +113,10 @@ std::string EncodeJob(const Job& job) {
     out.add_chunk_rows(spec.rows);
     if (spec.held_out) out.add_held_out_chunks(i);
   }
+  if (job.retention.bytes_max > 0) {
+    out.set_cache_bytes_max(job.retention.bytes_max);
+    for (const ChunkSpec& spec : job.chunks.specs()) out.add_chunk_bytes_max(spec.bytes_max);
+  }
   for (const std::string& run : job.runs) out.add_runs(run);
   out.set_payer(job.payer);
   out.set_submit_key(job.submit_key);
@@ -144,6 +148,14 @@ absl::Status DecodeJob(absl::string_view body, Job* job) {
     specs[index].held_out = true;
   }
   if (specs.empty()) return absl::DataLossError("a job without chunks");
+  job->retention.bytes_max = in.cache_bytes_max();
+  const size_t sized = job->retention.bytes_max > 0 ? specs.size() : 0;
+  if (static_cast<size_t>(in.chunk_bytes_max_size()) != sized) {
+    return absl::DataLossError("not one size for each chunk");
+  }
+  for (size_t i = 0; i < sized; ++i) {
+    specs[i].bytes_max = in.chunk_bytes_max(static_cast<int>(i));
+  }
   job->chunks = ChunkTable(specs);
   job->runs.assign(in.runs().begin(), in.runs().end());
   job->payer = in.payer();

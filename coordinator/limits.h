@@ -43,6 +43,16 @@ inline constexpr absl::Duration kForgetWorkerAfter = absl::Hours(1);
 // Progress of a run is journaled this often; phases, evaluations and checkpoints at once.
 inline constexpr absl::Duration kProgressJournalPeriod = absl::Seconds(10);
 
+// A run that was not heard of for so long loses its claim on chunks in a bounded cache.
+inline constexpr absl::Duration kRunSilenceMax = absl::Seconds(60);
+// A chunk that is read so soon may take the place of what is read later.
+inline constexpr absl::Duration kUrgent = absl::Seconds(5);
+// One part in so many of a bounded cache is left for segments that are being rewritten.
+inline constexpr uint64_t kRewriteRoomShare = 8;
+// Room is made for so many chunks beside the one that lacks it.
+inline constexpr uint64_t kRoomAheadChunks = 4;
+inline constexpr size_t kReleaseChunksMax = 64;  // at once: the cache marks and compacts for them
+
 inline constexpr size_t kChunksMax = 1'000'000;  // of a job: 16 billion tokens
 inline constexpr size_t kRunsMax = 1000;         // of a job
 inline constexpr size_t kWorkersMax = 20'000;    // twice what is promised

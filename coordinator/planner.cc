@@ -12,6 +12,28 @@ Planner::Planner(CacheInventory& cache, Executor& executor, Callbacks callbacks)
 
 Planner::~Planner() {
   for (auto& [job, question] : questions_) executor_.Cancel(question.retry_timer);
+  for (auto& [job, question] : room_questions_) executor_.Cancel(question->retry_timer);
+}
+
+void Planner::MakeRoom(const RoomAsk& ask) {
+  std::shared_ptr<RoomQuestion>& question = room_questions_[ask.job];
+  if (question != nullptr) executor_.Cancel(question->retry_timer);  // of an earlier generation
+  question = std::make_shared<RoomQuestion>();
+  AskForRoom(ask, question);
+}
+
+void Planner::AskForRoom(const RoomAsk& ask, std::shared_ptr<RoomQuestion> question) {
+  if (callbacks_.capture(ask.job, ask.generation) == nullptr) return;
+  cache_.MakeRoom(ask.job, ask.release,
+                  [this, alive = std::weak_ptr<bool>(alive_), ask,
+                   question = std::move(question)](absl::StatusOr<uint64_t> used) {
+                    if (alive.expired()) return;
+                    if (used.ok()) return callbacks_.room_made(ask, *used);
+                    LogWarning("making room for ", ask.job, ": ", used.status().ToString());
+                    question->retry_timer =
+                        executor_.PostAfter(question->backoff.Next(),
+                                            [this, ask, question] { AskForRoom(ask, question); });
+                  });
 }
 
 void Planner::Ask(const InventoryAsk& ask) {

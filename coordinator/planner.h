@@ -28,12 +28,15 @@ class Planner {
     absl::AnyInvocable<const CaptureSetup*(const std::string& job, uint64_t generation)> capture;
     absl::AnyInvocable<void(const InventoryAsk& asked, const std::vector<bool>& present)> answered;
     absl::AnyInvocable<void(const std::string& job, uint64_t generation)> reconciled;
+    absl::AnyInvocable<void(const RoomAsk& asked, uint64_t bytes_used)> room_made;
   };
   // All must outlive the planner.
   Planner(CacheInventory& cache, Executor& executor, Callbacks callbacks);
   ~Planner();
 
   void Ask(const InventoryAsk& ask);
+  // Asks until it is answered, or the job is gone or of another generation.
+  void MakeRoom(const RoomAsk& ask);
 
  private:
   struct Question {
@@ -52,7 +55,14 @@ class Planner {
   CacheInventory& cache_;
   Executor& executor_;
   Callbacks callbacks_;
-  std::map<std::string, Question> questions_;  // by job
+  struct RoomQuestion {
+    TimerId retry_timer = 0;
+    Backoff backoff{{}};
+  };
+  void AskForRoom(const RoomAsk& ask, std::shared_ptr<RoomQuestion> question);
+
+  std::map<std::string, Question> questions_;                            // by job
+  std::map<std::string, std::shared_ptr<RoomQuestion>> room_questions_;  // by job
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 

@@ -53,6 +53,7 @@ std::optional<uint32_t> PickSlow(const State& state, const Worker& worker, const
 
 struct JobPick {
   std::optional<uint32_t> chunk;
+  absl::Duration deadline = absl::InfiniteDuration();
   std::optional<uint32_t> failed_here;  // pending, but not for this process
 };
 
@@ -65,9 +66,15 @@ JobPick PickInJob(const State& state, const Worker& worker, const Job& job, absl
     if (++looked_at > kScanPendingMax) break;
     const uint32_t index = only_first ? 0 : key.index;
     if (only_first && first.state != ChunkState::kPending) break;
+    const bool again = job.retention.bytes_max > 0 && !job.chunks.at(index).charges.empty();
+    if (again && !only_first && !job.chunks.at(index).spec.held_out &&
+        !IsWanted(state, job, index, now)) {
+      continue;
+    }
     const Verdict verdict = Judge(state, worker, job, index);
     if (verdict == Verdict::kYes) {
       pick.chunk = index;
+      pick.deadline = key.deadline;
       return pick;
     }
     if (verdict == Verdict::kFailedHere) pick.failed_here = index;
@@ -100,6 +107,7 @@ Pick PickChunk(State& state, const Worker& worker, absl::Duration now) {
     if (found.chunk.has_value()) {
       pick.job = job;
       pick.chunk = *found.chunk;
+      pick.deadline = found.deadline;
       pick.leave.clear();
       return pick;
     }

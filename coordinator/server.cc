@@ -31,6 +31,10 @@ CoordinatorServer::CoordinatorServer(Options options, State state, RpcServer& rp
            .reconciled =
                [this](const std::string& job, uint64_t generation) {
                  Apply([&](Effects& effects) { OnReconciled(state_, job, generation, effects); });
+               },
+           .room_made =
+               [this](const RoomAsk& asked, uint64_t bytes_used) {
+                 Apply([&](Effects& effects) { OnRoom(state_, asked, bytes_used, effects); });
                }}),
       stopped_(std::move(stopped)) {}
 
@@ -91,6 +95,7 @@ void CoordinatorServer::TakeEffects(Effects effects) {
   }
   // After the rows: a question may be answered at once and raise events of its own.
   for (const InventoryAsk& ask : effects.asks) planner_.Ask(ask);
+  for (const RoomAsk& ask : effects.rooms) planner_.MakeRoom(ask);
 }
 
 void CoordinatorServer::Enqueue(Pending pending) {

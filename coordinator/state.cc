@@ -67,11 +67,12 @@ std::string PoisonedProblem(const ChunkTable& chunks) {
                       first, ": ", failures.empty() ? "" : failures.back().reason);
 }
 
-void SettleJob(Job& job, Effects& effects) {
+void SettleJob(const State& state, Job& job, Effects& effects) {
   if (job.phase == JobPhase::kCancelled) return;
+  const bool over = job.retention.bytes_max > 0 && RunsAreOver(state, job);
   const JobPhase before = job.phase;
   const std::string problem_before = std::exchange(job.problem, PoisonedProblem(job.chunks));
-  if (!job.chunks.AllSettled()) {
+  if (!job.chunks.AllSettled() && !over) {
     job.phase = JobPhase::kCapturing;
   } else {
     job.phase = job.problem.empty() ? JobPhase::kCaptured : JobPhase::kFailed;
@@ -114,8 +115,10 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
     auto worker = state.workers.find(chunk.done_by.name);
     const bool reported = before == ChunkState::kConfirming && worker != state.workers.end() &&
                           worker->second.ref == chunk.done_by;
+    const bool released = job->room.releasing.erase(index) > 0;
     if (present[i]) {
       if (before == ChunkState::kDurable) continue;
+      if (released) job->room.kept.insert(index);
       if (reported) worker->second.failures_in_a_row = 0;
       if (before == ChunkState::kPending && job->baseline && chunk.charges.empty()) {
         // Somebody computed it for us and died, or we did, before it was reported.
@@ -135,15 +138,17 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
       continue;
     }
     if (before != ChunkState::kConfirming && before != ChunkState::kDurable) continue;
-    effects.warnings.push_back(absl::StrCat(DescribeChunk(job->name, index),
-                                            before == ChunkState::kDurable
-                                                ? " is in the cache no more: captured again"
-                                                : " was reported done, but the cache has it not"));
+    if (!released) {
+      effects.warnings.push_back(absl::StrCat(
+          DescribeChunk(job->name, index), before == ChunkState::kDurable
+                                               ? " is in the cache no more: captured again"
+                                               : " was reported done, but the cache has it not"));
+    }
     if (reported) BlameWorker(worker->second, "what it reported done is not in the cache", effects);
     job->chunks.ConfirmAbsent(index);
     effects.rows.insert({RowRef::Kind::kChunk, job->name, index});
   }
-  SettleJob(*job, effects);
+  SettleJob(state, *job, effects);
 }
 
 void OnReconciled(State& state, const std::string& name, uint64_t generation, Effects& effects) {
@@ -154,7 +159,7 @@ void OnReconciled(State& state, const std::string& name, uint64_t generation, Ef
     job->baseline = true;
     effects.rows.insert({RowRef::Kind::kJobState, name});
   }
-  SettleJob(*job, effects);
+  SettleJob(state, *job, effects);
 }
 
 }  // namespace stillhouse

@@ -24,6 +24,7 @@
 #include "coordinator/chunk_table.h"
 #include "coordinator/lease_table.h"
 #include "coordinator/limits.h"
+#include "coordinator/room.h"
 #include "coordinator/run.h"
 
 namespace stillhouse {
@@ -49,8 +50,9 @@ struct Job {
   std::string recipe_text;
   CaptureSetup capture;
   std::vector<std::string> runs;  // in recipe order
-  std::string payer;              // the run that teacher rows are charged to now
-  std::string submit_key;         // of the last submission taken, and what it was answered
+  RetentionSetup retention;
+  std::string payer;       // the run that teacher rows are charged to now
+  std::string submit_key;  // of the last submission taken, and what it was answered
   bool submit_resumed = false;
 
   JobPhase phase = JobPhase::kCapturing;
@@ -64,8 +66,9 @@ struct Job {
   ChunkTable chunks;
 
   // Volatile.
-  uint64_t generation = 1;    // answers of the cache to questions of an earlier one are void
-  bool reconciled = false;    // the cache was asked about every chunk since the journal was opened
+  uint64_t generation = 1;  // answers of the cache to questions of an earlier one are void
+  bool reconciled = false;  // the cache was asked about every chunk since the journal was opened
+  Room room;
   uint64_t rows_granted = 0;  // for fair shares
   // Leases that ended by a word of their worker, and workers lost with a lease or ready for one.
   uint64_t leases_answered = 0;
@@ -143,9 +146,17 @@ struct InventoryAsk {
   bool reconcile = false;  // all of them: say OnReconciled when the last is answered
 };
 
+// The cache is to release these chunks, perhaps none, and to say how much it then holds.
+struct RoomAsk {
+  std::string job;
+  uint64_t generation = 0;
+  std::vector<uint32_t> release;
+};
+
 struct Effects {
   std::set<RowRef> rows;
   std::vector<InventoryAsk> asks;
+  std::vector<RoomAsk> rooms;
   std::vector<std::string> warnings;  // for the log
 };
 
@@ -177,6 +188,7 @@ struct SubmitEvent {
   CaptureSetup capture;
   std::vector<ChunkSpec> chunks;
   std::vector<RunSetup> runs;
+  RetentionSetup retention;
 };
 struct SubmitAnswer {
   std::string job;
@@ -193,6 +205,7 @@ absl::Status OnCancel(State& state, const std::string& name, Effects& effects);
 void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool>& present,
                  absl::Duration now, Effects& effects);
 void OnReconciled(State& state, const std::string& job, uint64_t generation, Effects& effects);
+void OnRoom(State& state, const RoomAsk& asked, uint64_t bytes_used, Effects& effects);
 
 // --- From teacher workers
 
@@ -277,7 +290,8 @@ absl::StatusOr<StartRunAnswer> OnStartRun(State& state, const StartRunEvent& eve
 struct WantEvent {
   std::string run;
   uint64_t run_epoch = 0;
-  std::vector<std::pair<uint32_t, absl::Duration>> items;  // chunk, in how long
+  // Chunk, in how long; in the order in which they are read. What is listed no more was read.
+  std::vector<std::pair<uint32_t, absl::Duration>> items;
 };
 enum class ChunkAnswer : uint8_t { kPending, kDurable, kPoisoned, kNeedsTeacher };
 struct WantAnswerRow {
@@ -313,7 +327,8 @@ void ChargeRows(State& state, Job& job, uint32_t chunk, uint64_t epoch, uint64_t
 void BlameWorker(Worker& worker, const std::string& reason, Effects& effects);
 // The chunk table said that these grants are moot.
 void RemoveLeases(State& state, const std::vector<uint64_t>& epochs);
-// Captured or failed, when every chunk is settled.
-void SettleJob(Job& job, Effects& effects);
+// Captured or failed, when every chunk is settled; where chunks come and go, also when every run
+// has ended.
+void SettleJob(const State& state, Job& job, Effects& effects);
 
 }  // namespace stillhouse

@@ -47,6 +47,11 @@ absl::Status CheckSubmission(const State& state, const SubmitEvent& event) {
     return absl::InvalidArgumentError(absl::StrCat(
         "job/", event.name, ": the recipe is larger than ", kRecipeBytesMax, " bytes"));
   }
+  for (const ChunkSpec& chunk : event.chunks) {
+    if ((chunk.bytes_max > 0) == (event.retention.bytes_max > 0)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "job/", event.name, ": in a bounded cache, and only there, every chunk has a size"));
+  }
   std::set<std::string> names;
   for (const RunSetup& run : event.runs) {
     SH_RETURN_IF_ERROR(CheckName("run", run.name));
@@ -58,6 +63,24 @@ absl::Status CheckSubmission(const State& state, const SubmitEvent& event) {
       return absl::AlreadyExistsError(
           absl::StrCat(run.name, " is a run of ", known->second.job, " already"));
     }
+  }
+  return absl::OkStatus();
+}
+
+bool IsLive(const State& state, const Job& job) {
+  if (job.phase == JobPhase::kCapturing) return true;
+  return job.phase != JobPhase::kCancelled && !RunsAreOver(state, job);
+}
+
+// A bounded cache is counted as one job's: two would take each other's room.
+absl::Status CheckAlone(const State& state, const SubmitEvent& event) {
+  for (const auto& [name, job] : state.jobs) {
+    if (name == absl::StrCat("job/", event.name) || !IsLive(state, job)) continue;
+    if (event.retention.bytes_max == 0 && job.retention.bytes_max == 0) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(event.retention.bytes_max > 0 ? event.name : name,
+                     " has cache.retention: until_read and needs the cache for itself, but ", name,
+                     " is at work: wait for its end, or coordinatorctl cancel ", name));
   }
   return absl::OkStatus();
 }
@@ -135,6 +158,7 @@ bool TakeRuns(State& state, Job& job, const SubmitEvent& event, bool capture_cha
 absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, absl::Duration now,
                                       Effects& effects) {
   SH_RETURN_IF_ERROR(CheckSubmission(state, event));
+  SH_RETURN_IF_ERROR(CheckAlone(state, event));
   const std::string name = absl::StrCat("job/", event.name);
   auto [it, added] = state.jobs.try_emplace(name);
   Job& job = it->second;
@@ -156,6 +180,8 @@ absl::StatusOr<SubmitAnswer> OnSubmit(State& state, const SubmitEvent& event, ab
   job.name = name;
   job.recipe_path = event.recipe_path;
   job.recipe_text = event.recipe_text;
+  job.retention = event.retention;
+  job.room = Room{};
   SubmitAnswer answer{name, false, NotesOfNewRuns(state, event, changes)};
   const bool runs_known = TakeRuns(state, job, event, capture_changed, effects);
   job.phase = JobPhase::kCapturing;
@@ -191,6 +217,8 @@ absl::Status OnCancel(State& state, const std::string& name, Effects& effects) {
   auto run = state.runs.find(name);
   if (run != state.runs.end()) {
     if (CancelRun(run->second)) effects.rows.insert({RowRef::Kind::kRun, name});
+    Job& job = state.jobs.at(run->second.job);
+    if (job.retention.bytes_max > 0) SettleJob(state, job, effects);
     return absl::OkStatus();
   }
   Job* job = FindJob(state, name);

@@ -24,14 +24,17 @@ bool IsCancelled(const Run& run) { return run.phase == RunPhase::kCancelled; }
 absl::StatusOr<StartRunAnswer> OnStartRun(State& state, const StartRunEvent& event,
                                           absl::Duration now, Effects& effects) {
   SH_ASSIGN_OR_RETURN(Run * run, FindRun(state, event.run));
+  const uint64_t epoch = run->epoch;
   SH_RETURN_IF_ERROR(StartRun(*run, event.incarnation));
   run->host = event.host;
   run->pid = event.pid;
   run->last_heard = now;
   run->journaled_at = now;
   effects.rows.insert({RowRef::Kind::kRun, event.run});
-  const Job* job = FindJob(state, run->job);
+  Job* job = FindJob(state, run->job);
   SH_CHECK(job != nullptr, "a run without a job: ", event.run);
+  if (run->epoch != epoch) ForgetUpcoming(*job, event.run);
+  if (job->retention.bytes_max > 0) SettleJob(state, *job, effects);  // it may have been over
   return StartRunAnswer{job, run};
 }
 
@@ -45,12 +48,14 @@ absl::StatusOr<WantAnswerRow> OnWant(State& state, const WantEvent& event, absl:
   if (answer.cancelled) return answer;
   Job& job = *FindJob(state, run->job);
   const bool no_teacher = now - job.teacher_seen_at > kNeedsTeacherAfter;
+  std::vector<uint32_t> upcoming;
   for (const auto& [index, within] : event.items) {
     if (index >= job.chunks.size()) {
       return absl::InvalidArgumentError(
           absl::StrCat(event.run, " wants chunk ", index, " of ", job.chunks.size()));
     }
     job.chunks.Want(index, event.run, now + std::max(within, absl::ZeroDuration()));
+    upcoming.push_back(index);
     switch (job.chunks.at(index).state) {
       case ChunkState::kDurable:
         answer.states.push_back(ChunkAnswer::kDurable);
@@ -65,6 +70,7 @@ absl::StatusOr<WantAnswerRow> OnWant(State& state, const WantEvent& event, absl:
         answer.states.push_back(no_teacher ? ChunkAnswer::kNeedsTeacher : ChunkAnswer::kPending);
     }
   }
+  NoteUpcoming(job, event.run, upcoming);
   return answer;
 }
 
@@ -74,6 +80,9 @@ absl::StatusOr<bool> OnReport(State& state, const std::string& name, uint64_t ru
   SH_RETURN_IF_ERROR(CheckRunEpoch(*run, run_epoch));
   run->last_heard = now;
   if (ApplyReport(*run, progress, now)) effects.rows.insert({RowRef::Kind::kRun, name});
+  if (Job* job = FindJob(state, run->job); job != nullptr && job->retention.bytes_max > 0) {
+    SettleJob(state, *job, effects);
+  }
   return IsCancelled(*run);
 }
 

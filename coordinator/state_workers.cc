@@ -27,7 +27,7 @@ void BlameChunk(State& state, Job& job, uint32_t chunk, const WorkerRef& worker,
   effects.rows.insert({RowRef::Kind::kChunk, job.name, chunk});
   effects.warnings.push_back(
       absl::StrCat(DescribeChunk(job.name, chunk), " failed in ", worker.name, ": ", reason));
-  SettleJob(job, effects);
+  SettleJob(state, job, effects);
 }
 
 // Ends a grant whose worker said nothing. The chunk is retried alone and elsewhere.
@@ -90,6 +90,7 @@ void Grant(State& state, Job& job, uint32_t chunk, uint64_t epoch, Worker& worke
   lease.deadline = now + kLeaseLength;
   lease.solo = job.chunks.at(chunk).solo;
   job.chunks.Grant(chunk, epoch);
+  NoteGranted(job, chunk);
   state.leases.Add(std::move(lease));
   worker.held.push_back({{job.name, chunk, epoch}, worker.ref.incarnation});
   if (worker.held.size() > kHeldGrantsKept) worker.held.pop_front();
@@ -294,7 +295,9 @@ LeaseAnswer OnLease(State& state, const LeaseEvent& event, absl::Duration now, E
   const Pick pick = PickChunk(state, *worker, now);
   answer.all_done = pick.all_done;
   answer.leave = pick.leave;
-  if (pick.job == nullptr) return answer;
+  if (pick.job == nullptr || !HasRoom(state, *pick.job, pick.chunk, pick.deadline, now, effects)) {
+    return answer;
+  }
   const uint64_t epoch = state.incarnation << 32 | ++state.grants_made;
   Grant(state, *pick.job, pick.chunk, epoch, *worker, now);
   pick.job->rows_granted += pick.job->chunks.at(pick.chunk).spec.rows;

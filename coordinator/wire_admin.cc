@@ -125,7 +125,8 @@ absl::StatusOr<std::string> Submit(absl::string_view body, WireContext& context)
   event.capture.first_chunk_artefacts.assign(request.first_chunk_artefacts().begin(),
                                              request.first_chunk_artefacts().end());
   for (const auto& chunk : request.chunks())
-    event.chunks.push_back({chunk.rows(), chunk.held_out()});
+    event.chunks.push_back({chunk.rows(), chunk.held_out(), chunk.bytes_max()});
+  event.retention.bytes_max = request.cache_bytes_max();
   for (const auto& run : request.runs()) {
     event.runs.push_back({run.name(), run.student(), run.folder(), run.hash(), run.steps()});
   }

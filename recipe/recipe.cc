@@ -24,6 +24,8 @@ constexpr int64_t kLayersMax = 1000;
 constexpr int64_t kWindowMax = 1'000'000;
 constexpr int64_t kKeptMax = 1'000'000;
 constexpr double kHeldOutMax = 0.5;
+constexpr int64_t kCacheBytesMin = 1 << 20;
+constexpr int64_t kCacheBytesMax = int64_t{1} << 60;
 constexpr int64_t kMicroBatchDefault = 1024;
 
 constexpr Fields::Range kAboveZero{.min = 0, .min_open = true};
@@ -152,9 +154,14 @@ void Reader::ReadCapture(Fields& f, CaptureRecipe& capture) {
 }
 
 void Reader::ReadCache(Fields& f, Recipe& recipe) {
+  using Retention = CacheRecipe::Retention;
   f.Later("servers", "cache servers started elsewhere");
-  f.Later("bytes_max", "bounded caches");
-  f.Later("keep", "retention rules");
+  std::optional<int64_t> bytes_max;
+  f.Integer("bytes_max", {kCacheBytesMin, kCacheBytesMax}, &bytes_max);
+  recipe.cache.bytes_max = static_cast<uint64_t>(bytes_max.value_or(0));
+  f.Choice<Retention>("retention", Need::kOptional,
+                      {{"keep", Retention::kKeep}, {"until_read", Retention::kUntilRead}},
+                      &recipe.cache.retention);
   if (f.Find("servers") != nullptr && f.Find("directory") == nullptr) return;
   ReadPath(f, "directory", &recipe.cache_directory);
 }

@@ -43,6 +43,13 @@ struct CaptureRecipe {
   bool hidden_last = false;              // hidden: {last: true}
 };
 
+struct CacheRecipe {
+  uint64_t bytes_max = 0;  // 0: no bound
+  // kUntilRead: chunks that were read make room for others, and are captured again when they are
+  // wanted again.
+  enum class Retention { kKeep, kUntilRead } retention = Retention::kKeep;
+};
+
 struct InitRecipe {
   enum class From { kScratch, kTeacher } from = From::kTeacher;
   std::vector<int64_t> layers;  // layers: [0, 1, …]; else
@@ -91,6 +98,7 @@ struct Recipe {
   DatasetRecipe dataset;
   CaptureRecipe capture;
   std::string cache_directory;
+  CacheRecipe cache;
   std::string output;
   std::vector<StudentRecipe> students;
 };

@@ -108,6 +108,10 @@ void CheckRules(const Recipe& recipe, Report& report) {
                                                       recipe.dataset.max_tokens));
   }
   CheckCacheFolder(recipe, report);
+  if (recipe.cache.retention == CacheRecipe::Retention::kUntilRead && recipe.cache.bytes_max == 0) {
+    report.AddAt("cache.retention",
+                 "until_read makes room below cache.bytes_max, which is not set");
+  }
   std::set<std::string> names;
   for (size_t i = 0; i < recipe.students.size(); ++i) {
     const std::string path = absl::StrCat("students[", i, "]");

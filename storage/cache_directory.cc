@@ -92,6 +92,7 @@ absl::StatusOr<std::unique_ptr<CacheDirectory>> CacheDirectory::Open(Options opt
   }
   if (!sections.ok()) return ExplainDamage(sections.status(), options.path);
   directory->sections_ = *std::move(sections);
+  directory->sections_->set_segment_bytes(options.segment_bytes);
   auto objects = ObjectStore::Open(*directory->store_, !options.read_only);
   if (!objects.ok()) return ExplainDamage(objects.status(), options.path);
   directory->objects_ = *std::move(objects);

@@ -29,6 +29,7 @@ class CacheDirectory {
     // else direct (storage/choose_reads.h).
     std::optional<KvReads> reads;
     std::function<void(absl::Status)> on_background_error;  // as RocksOptions
+    uint64_t segment_bytes = kSegmentBytesMin;              // TeacherCache::set_segment_bytes
   };
   // FailedPrecondition if another process holds the directory in a way that excludes this one;
   // NotFound if there is nothing to read; DataLoss if the database is damaged.

@@ -1,6 +1,7 @@
 #include "student/prefetcher.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "common/status.h"
@@ -90,15 +91,18 @@ void Prefetcher::FillQueue() {
 void Prefetcher::AskForChunks() {
   if (want_in_flight_ || options_.sections.empty()) return;
   std::vector<WantItem> items;
-  bool anything_new = false;
+  bool pending = false, anything_new = false;
   uint64_t rows = 0;
   std::map<uint32_t, bool> listed;
   for (const Entry& entry : queue_) {
     if (items.size() == kWantChunksMax) break;
     const ChunkState& chunk = Chunk(entry.chunk);
-    if (!chunk.watch.durable() && !listed[entry.chunk]) {
+    if (!listed[entry.chunk]) {
+      // Those that are there are listed too: where the cache is bounded, they make room when no run
+      // lists them any more.
       listed[entry.chunk] = true;
-      anything_new = anything_new || !chunk.asked;
+      pending = pending || !chunk.watch.durable();
+      anything_new = anything_new || (!chunk.watch.durable() && !chunk.asked);
       const bool now = rows < options_.read_ahead_rows;
       const absl::Duration within = rows_per_s_ > 0
                                         ? absl::Seconds(static_cast<double>(rows) / rows_per_s_)
@@ -107,7 +111,9 @@ void Prefetcher::AskForChunks() {
     }
     rows += entry.rows;
   }
+  if (!pending && !chunk_passed_) return;
   if (items.empty() || (!anything_new && retry_timer_ != 0)) return;
+  chunk_passed_ = false;
   if (retry_timer_ != 0) executor_.Cancel(retry_timer_);
   retry_timer_ = 0;
   for (const WantItem& item : items) Chunk(item.chunk).asked = true;
@@ -135,7 +141,10 @@ void Prefetcher::OnWantAnswer(const std::vector<WantItem>& items,
   }
   const absl::Duration now = executor_.clock().Now();
   for (size_t i = 0; i < items.size(); ++i) {
-    Chunk(items[i].chunk).watch.Note(answer->states[i], now);
+    ChunkState& chunk = Chunk(items[i].chunk);
+    chunk.watch.Note(answer->states[i], now);
+    // Whoever called it durable knows better now: it made room for others and comes again.
+    if (!chunk.watch.durable()) chunk.missing = 0;
   }
   const absl::Duration delay = std::clamp(answer->retry, kRetryMin, kRetryMax);
   retry_timer_ = executor_.PostAfter(delay, [weak = std::weak_ptr<Prefetcher*>(self_)] {
@@ -225,8 +234,9 @@ absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Pa
       entry.targets = {entry.targets.document, {}, {}, {}};
       // Asked again, whoever said that it was durable may find out.
       ChunkState& chunk = Chunk(entry.chunk);
+      if (chunk.watch.durable()) ++chunk.missing;  // once, however many of its documents lack it
       chunk.watch.Note(
-          ++chunk.missing > kMissingMax ? ChunkAvailability::kLost : ChunkAvailability::kPending,
+          chunk.missing > kMissingMax ? ChunkAvailability::kLost : ChunkAvailability::kPending,
           executor_.clock().Now());
       continue;
     }
@@ -262,6 +272,16 @@ absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Pa
   return absl::OkStatus();
 }
 
+// Is a chunk done with, as far as we look ahead? Then the coordinator is told, since its place may
+// be needed.
+void Prefetcher::NoteChunksPassed(const std::vector<DocumentTargets>& taken) {
+  std::set<uint32_t> passed;
+  for (const DocumentTargets& targets : taken)
+    passed.insert(plan_->document(targets.document).chunk);
+  for (size_t i = 0; i < queue_.size() && !passed.empty(); ++i) passed.erase(queue_[i].chunk);
+  chunk_passed_ = chunk_passed_ || !passed.empty();
+}
+
 void Prefetcher::Deliver() {
   if (take_done_ == nullptr) return;
   if (!failed_.ok()) {
@@ -284,6 +304,7 @@ void Prefetcher::Deliver() {
   }
   first_serial_ += count;
   take_count_ = 0;
+  NoteChunksPassed(taken);
   // Reading ahead goes on by itself: `done` may take its time, destroy this object, or call Take.
   executor_.Post([weak = std::weak_ptr<Prefetcher*>(self_)] {
     if (const auto self = weak.lock()) (*self)->Pump();

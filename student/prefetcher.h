@@ -2,9 +2,9 @@
 // reader.
 //
 // Event-driven: every method and callback runs on one executor; it owns no thread and never blocks.
-// It tells the coordinator which chunks it will read and in how long, waits for those that are
-// pending, fetches durable ones in batches, decodes and checks. It never skips a document: where
-// one cannot be had, Take fails, with the RunStop (run_stop.h) that says why.
+// It tells the coordinator which chunks it will read, in their order, and in how long, waits for
+// those that are pending, fetches durable ones in batches, decodes and checks. It never skips a
+// document: where one cannot be had, Take fails, with the RunStop (run_stop.h) that says why.
 //
 // One document's way:
 //
@@ -89,6 +89,7 @@ class Prefetcher {
                  absl::StatusOr<std::vector<std::optional<Part>>> parts);
   absl::Status Decode(const Fetch& fetch, std::vector<std::optional<Part>>& parts);
   void Deliver();
+  void NoteChunksPassed(const std::vector<DocumentTargets>& taken);
   uint64_t RowsWanted() const;
 
   Executor& executor_;
@@ -103,6 +104,7 @@ class Prefetcher {
   uint64_t first_serial_ = 0;  // of queue_.front(), counted over all documents ever queued
   std::map<uint32_t, ChunkState> chunks_;
   bool want_in_flight_ = false;
+  bool chunk_passed_ = false;  // since the coordinator was asked last
   TimerId retry_timer_ = 0;
   int fetches_ = 0;
   double rows_per_s_ = 0;

@@ -2,6 +2,7 @@
 #include <sys/statvfs.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -57,6 +58,15 @@ void AddWarnings(Checked& checked) {
   for (size_t i = 0; i < checked.students.size(); ++i) {
     too_large(checked.students[i].memory_bytes, checked.job->recipe.students[i].name);
   }
+  const bool until_read = checked.job->recipe.cache.retention == CacheRecipe::Retention::kUntilRead;
+  const bool again = std::any_of(checked.students.begin(), checked.students.end(),
+                                 [](const StudentEstimate& s) { return s.epochs > 1; });
+  if (until_read && (again || checked.students.size() > 1) &&
+      checked.capture.TotalBytes() > checked.job->recipe.cache.bytes_max) {
+    checked.warnings.push_back(
+        "cache.retention: until_read: what was freed is computed again for each epoch and each "
+        "student that needs it, which the times above leave out");
+  }
   if (checked.plan.held_out_rows == 0) {
     checked.warnings.push_back("nothing is held out, so students cannot be evaluated");
   }
@@ -72,6 +82,7 @@ absl::StatusOr<Checked> Check(const Recipe& recipe) {
   checked.plan = MeasurePlan(*checked.job->plan);
   checked.capture = EstimateCapture(recipe, teacher, checked.plan, checked.machine);
   uint64_t bytes = checked.capture.TotalBytes();
+  if (recipe.cache.bytes_max > 0) bytes = std::min(bytes, recipe.cache.bytes_max);
   for (const StudentRecipe& student : recipe.students) {
     checked.students.push_back(
         EstimateStudent(recipe, student, teacher, checked.plan, checked.machine));
@@ -118,13 +129,17 @@ Json ToJson(const Checked& checked) {
                     {"chunks", job.plan->chunk_count()},
                     {"training_tokens", checked.plan.training_rows},
                     {"held_out_tokens", checked.plan.held_out_rows}};
-  out["capture"] = {{"sections", Json::array()},
-                    {"teacher_tokens", checked.capture.teacher_tokens},
-                    {"cache_bytes", checked.capture.cache_bytes},
-                    {"held_out_bytes", checked.capture.held_out_bytes},
-                    {"artefact_bytes", checked.capture.artefact_bytes},
-                    {"disk_free_bytes", checked.disk_free},
-                    {"seconds", std::ceil(checked.capture.seconds)}};
+  out["capture"] = {
+      {"sections", Json::array()},
+      {"teacher_tokens", checked.capture.teacher_tokens},
+      {"cache_bytes", checked.capture.cache_bytes},
+      {"held_out_bytes", checked.capture.held_out_bytes},
+      {"artefact_bytes", checked.capture.artefact_bytes},
+      {"bytes_max", recipe.cache.bytes_max},
+      {"retention",
+       recipe.cache.retention == CacheRecipe::Retention::kKeep ? "keep" : "until_read"},
+      {"disk_free_bytes", checked.disk_free},
+      {"seconds", std::ceil(checked.capture.seconds)}};
   for (const SectionSpec& spec : job.sections) {
     out["capture"]["sections"].push_back(spec.Canonical());
   }

@@ -10,6 +10,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/file.h"
+#include "coordinator/ctl/output.h"
+#include "coordinator/limits.h"
 
 namespace stillhouse {
 namespace {
@@ -18,6 +20,13 @@ constexpr uint64_t kProcessBytes = 400ull
                                    << 20;  // libraries, threads, buffers of any torch process
 constexpr uint64_t kHeadChunkRows = 512;   // logits exist for so many rows at a time
 constexpr double kTrainPerForward = 3;     // backward is two forwards
+
+// Of one part besides its payload: keys, header, checksum, index entry.
+constexpr uint64_t kPartOverheadMax = 160;
+constexpr uint64_t kOriginBytesMax = 1024;  // of a chunk's section, in each segment it lies in
+constexpr uint64_t kPlanBytesPerToken = 5;
+constexpr uint64_t kPlanBytesPerDocument = 44;
+constexpr uint64_t kChunksBeside = 2;  // besides the window: the first, and one being captured
 
 uint64_t BytesOf(const std::string& dtype) { return dtype == "fp32" ? 4 : 2; }
 
@@ -170,6 +179,60 @@ StudentEstimate EstimateStudent(const Recipe& recipe, const StudentRecipe& stude
            (ForwardFlops(config, 1, static_cast<double>(recipe.dataset.max_tokens)) + head);
   estimate.seconds = flops / machine.FlopsPerSecond(student.dtype);
   return estimate;
+}
+
+uint64_t ChunkBytesMax(const std::vector<SectionSpec>& sections, const Plan& plan, uint32_t chunk) {
+  const PlanChunk planned = plan.chunk(chunk);
+  uint64_t bytes = 0;
+  for (const SectionSpec& spec : sections) {
+    const uint64_t row_bytes = kPartBytesMax / spec.RowsPerPart();  // a part's rows fill it
+    for (uint32_t d = planned.begin; d < planned.end; ++d) {
+      const uint64_t rows = plan.document(d).rows();
+      const uint64_t parts = (rows + spec.RowsPerPart() - 1) / spec.RowsPerPart();
+      bytes += rows * row_bytes + parts * kPartOverheadMax;
+    }
+    bytes += kOriginBytesMax;
+  }
+  return bytes;
+}
+
+absl::Status CheckCacheRoom(const Recipe& recipe, const ModelConfig& teacher, const Plan& plan,
+                            const std::vector<SectionSpec>& sections,
+                            const std::vector<SectionSpec>& held_out_sections) {
+  const uint64_t allowed = recipe.cache.bytes_max;
+  if (allowed == 0) return absl::OkStatus();
+  const PlanSize size = MeasurePlan(plan);
+  const CaptureEstimate estimate = EstimateCapture(recipe, teacher, size, Machine());
+  const uint64_t plan_bytes = (size.training_rows + size.held_out_rows) * kPlanBytesPerToken +
+                              plan.document_count() * kPlanBytesPerDocument;
+  const auto numbers = [](uint64_t bytes) {
+    return absl::StrCat(HumanBytes(bytes), " (", bytes, " bytes)");
+  };
+  if (recipe.cache.retention == CacheRecipe::Retention::kKeep) {
+    const uint64_t needed = estimate.TotalBytes() + plan_bytes;
+    if (needed <= allowed) return absl::OkStatus();
+    return absl::ResourceExhaustedError(
+        absl::StrCat(recipe.path, ": cache.bytes_max: all that is captured takes about ",
+                     numbers(needed), ", more than the ", numbers(allowed),
+                     " allowed; raise it, capture less, or write \"retention: until_read\""));
+  }
+  uint64_t needed = estimate.artefact_bytes + plan_bytes;
+  uint64_t largest = 0;
+  for (uint32_t i = 0; i < plan.chunk_count(); ++i) {
+    const bool held_out = plan.chunk(i).held_out;
+    const uint64_t bytes = ChunkBytesMax(held_out ? held_out_sections : sections, plan, i);
+    if (held_out) needed += bytes;
+    if (!held_out) largest = std::max(largest, bytes);
+  }
+  const auto at_a_time = static_cast<uint64_t>(recipe.dataset.shuffle_window) + kChunksBeside;
+  needed += largest * std::min<uint64_t>(at_a_time, plan.training_chunk_count());
+  needed += needed / (kRewriteRoomShare - 1) + 1;  // what the coordinator leaves free
+  if (needed <= allowed) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat(recipe.path, ": cache.bytes_max: until_read needs up to ", numbers(needed),
+                   " for what is held out and ", at_a_time, " chunks at a time, more than the ",
+                   numbers(allowed),
+                   " allowed; raise it, or lower dataset.chunk_tokens or dataset.shuffle_window"));
 }
 
 absl::Status CheckAgainstTeacher(const Recipe& recipe, const ModelConfig& teacher) {

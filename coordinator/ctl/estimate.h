@@ -13,6 +13,7 @@
 #include "dataset/plan.h"
 #include "formats/model_config.h"
 #include "recipe/recipe.h"
+#include "storage/sections.h"
 
 namespace stillhouse {
 
@@ -67,6 +68,14 @@ struct StudentEstimate {
 StudentEstimate EstimateStudent(const Recipe& recipe, const StudentRecipe& student,
                                 const ModelConfig& teacher, const PlanSize& plan,
                                 const Machine& machine);
+
+// The most that a chunk takes in the cache: rows as plain numbers, records, index, its origins.
+uint64_t ChunkBytesMax(const std::vector<SectionSpec>& sections, const Plan& plan, uint32_t chunk);
+// ResourceExhausted, with both numbers, when what is captured cannot fit below cache.bytes_max:
+// all of it where it is kept, what is needed at a time where it is kept until it is read.
+absl::Status CheckCacheRoom(const Recipe& recipe, const ModelConfig& teacher, const Plan& plan,
+                            const std::vector<SectionSpec>& sections,
+                            const std::vector<SectionSpec>& held_out_sections);
 
 // InvalidArgument, naming the key, where the recipe asks of the teacher what it does not have:
 // layers, positions.

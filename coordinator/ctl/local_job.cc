@@ -98,6 +98,9 @@ void LocalJob::StartCache() {
                IpcAddress(JoinPath(sockets_.path(), "cache.sock")),
                "--ready-file",
                spec.ready_file};
+  if (job_->recipe.cache.bytes_max > 0) {
+    spec.argv.insert(spec.argv.end(), {"--bytes-max", absl::StrCat(job_->recipe.cache.bytes_max)});
+  }
   spec.final_codes = kServerFinalCodes;
   supervisor_.Start(
       std::move(spec),

@@ -104,11 +104,17 @@ pb::SubmitRequest MakeSubmitRequest(const PreparedJob& job, const std::string& k
   for (const SectionSpec& spec : job.held_out_sections)
     request.add_held_out_sections(spec.Canonical());
   for (const std::string& name : job.first_chunk_artefacts) request.add_first_chunk_artefacts(name);
+  const bool until_read = job.recipe.cache.retention == CacheRecipe::Retention::kUntilRead;
+  if (until_read) request.set_cache_bytes_max(job.recipe.cache.bytes_max);
   for (uint32_t i = 0; i < job.plan->chunk_count(); ++i) {
     const PlanChunk chunk = job.plan->chunk(i);
     auto* added = request.add_chunks();
     added->set_rows(chunk.rows);
     added->set_held_out(chunk.held_out);
+    if (until_read) {
+      added->set_bytes_max(
+          ChunkBytesMax(chunk.held_out ? job.held_out_sections : job.sections, *job.plan, i));
+    }
   }
   for (const StudentRecipe& student : job.recipe.students) {
     auto* run = request.add_runs();
@@ -169,6 +175,8 @@ absl::StatusOr<std::shared_ptr<const PreparedJob>> PrepareJob(const Recipe& reci
                    plan.chunk_count(), " chunks; plan ", plan.digest().ShortHex()));
   job->sections = TrainingSections(recipe, teacher.config);
   job->held_out_sections = HeldOutSections(teacher.config);
+  SH_RETURN_IF_ERROR(
+      CheckCacheRoom(recipe, teacher.config, plan, job->sections, job->held_out_sections));
   const auto& students = recipe.students;
   if (std::any_of(students.begin(), students.end(),
                   [](const StudentRecipe& student) { return student.init.keep.has_value(); })) {

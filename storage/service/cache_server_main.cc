@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -28,6 +29,7 @@ namespace stillhouse {
 namespace {
 
 constexpr int kReadThreads = 2;
+constexpr uint64_t kBoundedSegments = 16;  // at least, of a cache that is full
 // Answers that are on their way still leave after the database stopped.
 constexpr absl::Duration kLastAnswers = absl::Milliseconds(200);
 
@@ -44,6 +46,7 @@ struct ServerOptions {
   std::string ready_file;
   std::string log_file;
   std::string reads = "auto";
+  uint64_t bytes_max = 0;
 };
 
 std::optional<KvReads> ReadsOf(const std::string& name) {
@@ -99,9 +102,13 @@ absl::Status Serve(const ServerOptions& options) {
     stopped.Set(error);
     loop.PostAfter(kLastAnswers, [&] { loop.Stop(); });
   };
+  const uint64_t segment_bytes =
+      options.bytes_max == 0 ? kSegmentBytesMin
+                             : std::min(kSegmentBytesMin, options.bytes_max / kBoundedSegments);
   SH_ASSIGN_OR_RETURN(const auto cache, CacheDirectory::Open({.path = options.directory,
                                                               .reads = ReadsOf(options.reads),
-                                                              .on_background_error = on_error}));
+                                                              .on_background_error = on_error,
+                                                              .segment_bytes = segment_bytes}));
   SH_ASSIGN_OR_RETURN(const auto channel, MakeZmqServerChannel(loop, options.address));
   auto rpc = MakeRpcServer(*channel, loop);
   auto store = MakePoolAsyncStore(cache->sections(), cache->objects(), loop, kReadThreads);
@@ -136,6 +143,9 @@ int Main(int argc, char** argv) {
                  "auto: mapped if the cache fits into memory when it is opened, else direct")
       ->check(CLI::IsMember({"auto", "mapped", "direct"}));
   app.add_option("--log-file", options.log_file, "log lines go here as well");
+  app.add_option("--bytes-max", options.bytes_max,
+                 "the coordinator keeps the cache below this: segments are made small enough")
+      ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 60));
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& wanted) {

@@ -25,6 +25,7 @@ namespace {
 constexpr char kAddress[] = "memory://coordinator";
 constexpr int kChunks = 120;
 constexpr uint64_t kRows = 10;  // of each chunk
+constexpr uint64_t kChunkBytes = 1000;
 constexpr int kWorkers = 3;
 
 // What all processes share and no crash destroys.
@@ -96,6 +97,19 @@ class SimInventory final : public CacheInventory {
                                 for (const uint32_t chunk : chunks)
                                   present.push_back(world_.stored.count(chunk) > 0);
                                 done(std::move(present));
+                              });
+  }
+  void MakeRoom(const std::string&, std::vector<uint32_t> chunks,
+                absl::AnyInvocable<void(absl::StatusOr<uint64_t>)> done) override {
+    world_.executor.PostAfter(world_.Upto(absl::Milliseconds(200)),
+                              [this, alive = std::weak_ptr<bool>(alive_),
+                               chunks = std::move(chunks), done = std::move(done)]() mutable {
+                                if (alive.expired()) return;
+                                if (!world_.calm && world_.Chance(0.1)) {
+                                  return done(absl::UnavailableError("the cache restarts"));
+                                }
+                                for (const uint32_t chunk : chunks) world_.stored.erase(chunk);
+                                done(world_.stored.size() * kChunkBytes);
                               });
   }
 

@@ -99,6 +99,20 @@ students:
     seed: 18446744073709551615
 )";
 
+TEST(RecipeTest, ACacheMayBeBounded) {
+  EXPECT_EQ(Parsed(kShort, "/data/sub/r.yaml").cache.bytes_max, 0u);
+  std::string text = kShort;
+  const std::string plain = "cache: /big/cache/";
+  const size_t at = text.find(plain);
+  ASSERT_NE(at, std::string::npos);
+  text.replace(at, plain.size(),
+               "cache: {directory: c, bytes_max: 5000000000, retention: until_read}");
+  const Recipe recipe = Parsed(text, "/data/sub/r.yaml");
+  EXPECT_EQ(recipe.cache.bytes_max, 5'000'000'000u);
+  EXPECT_EQ(recipe.cache.retention, CacheRecipe::Retention::kUntilRead);
+  EXPECT_EQ(recipe.cache_directory, "/data/sub/c");
+}
+
 TEST(RecipeTest, ScalarFormsStandForMaps) {
   const Recipe recipe = Parsed(kShort, "/data/sub/r.yaml");
   EXPECT_EQ(recipe.teacher.model, "/models/teacher.gguf");

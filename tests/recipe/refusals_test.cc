@@ -222,8 +222,6 @@ TEST(RefusalTest, KeysOfLaterVersionsByName) {
   ExpectRefused(std::vector<Refusal>{
       {"{directory: cache}", "{servers: [a, b]}",
        "11:12: cache.servers: cache servers started elsewhere: not in this version"},
-      {"{directory: cache}", "{directory: cache, bytes_max: 5}",
-       "11:30: cache.bytes_max: bounded caches: not in this version"},
       {"ranks: 1", "ranks: 2",
        "16:12: students[0].ranks: more than one comes with ZeRO-2 sharding, not in this version"},
       {"method: sampled", "method: topk",
@@ -288,6 +286,15 @@ TEST(RefusalTest, KeysThatDoNotFitTogether) {
       {"{directory: cache}", "./runs/x/../.runs/cache/",
        "11:11: cache.directory: inside .runs of output, which may be deleted when a run has "
        "ended: use a folder outside"},
+      {"{directory: cache}", "{directory: cache, retention: until_read}",
+       "11:41: cache.retention: until_read makes room below cache.bytes_max, which is not set"},
+      {"{directory: cache}", "{directory: cache, bytes_max: 5}",
+       "11:41: cache.bytes_max: expected a whole number from 1048576 to 1152921504606846976, got "
+       "\"5\""},
+      {"{directory: cache}", "{directory: cache, retention: forever}",
+       "11:41: cache.retention: expected keep or until_read, got \"forever\""},
+      {"{directory: cache}", "{directory: cache, bytes_maximum: 5}",
+       "11:30: cache.bytes_maximum: unknown key; did you mean \"bytes_max\"?"},
       {"shuffle_window: 8", "chunk_tokens: 500",
        "8:17: dataset.chunk_tokens: less than dataset.max_tokens, which is 512"},
       {"checkpoint: {every: 20, keep: 2}\n", "checkpoint: {every: 20, keep: 2}" + second,

@@ -1,8 +1,13 @@
 #include "coordinator/ctl/estimate.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "tests/storage/job_fixture.h"
 
 namespace stillhouse {
 namespace {
@@ -72,6 +77,47 @@ TEST(EstimateTest, StudentOfAKnownTeacherComesNearWhatWasMeasured) {
   // 630 tokens a second for 11 layers were measured with autograd, 1,900 with everything by hand.
   EXPECT_GT(estimate.seconds, estimate.rows / 1900.0);
   EXPECT_LT(estimate.seconds, estimate.rows / 250.0);
+}
+
+TEST(EstimateTest, WhatCannotFitIsRefusedAtTheDoor) {
+  const auto plan = *ParsePlan(TestPlanBytes());
+  const ModelConfig teacher = SmolLm2();
+  const auto check = [&](const std::string& cache) {
+    Recipe recipe = ParsedRecipe(kSampled, kStudent);
+    const auto bounded = ParseRecipe(absl::StrReplaceAll(recipe.text, {{"cache: c", cache}}), "/r");
+    EXPECT_TRUE(bounded.ok()) << bounded.status();
+    return CheckCacheRoom(*bounded, teacher, *plan, {SectionSpec{}, SampledSpec()},
+                          {SectionSpec{}, HiddenSpec(576)});
+  };
+  EXPECT_TRUE(check("cache: c").ok());
+  EXPECT_TRUE(check("cache: {directory: c, bytes_max: 100000000}").ok());
+  EXPECT_TRUE(check("cache: {directory: c, bytes_max: 100000000, retention: until_read}").ok());
+  const absl::Status kept = check("cache: {directory: c, bytes_max: 2000000, retention: keep}");
+  EXPECT_EQ(kept.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(kept.message()),
+              testing::MatchesRegex("/r: cache.bytes_max: all that is captured takes about "
+                                    ".* \\([0-9]+ bytes\\), more than the 1.9 MiB \\(2000000 "
+                                    "bytes\\) allowed; raise it, .*until_read\""));
+  const absl::Status read =
+      check("cache: {directory: c, bytes_max: 2000000, retention: until_read}");
+  EXPECT_EQ(read.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(read.message()), testing::HasSubstr("10 chunks at a time"));
+  EXPECT_EQ(std::count(kept.message().begin(), kept.message().end(), '\n'), 0);
+}
+
+TEST(EstimateTest, NoChunkTakesMoreThanItsMost) {
+  const auto plan = *ParsePlan(TestPlanBytes());
+  const std::vector<SectionSpec> sections = {SectionSpec{}, SampledSpec()};
+  auto store = MakeMemoryKvStore(4);
+  const auto cache = *TeacherCache::Open(*store, "s");
+  for (uint32_t d = 0; d < plan->chunk(0).end; ++d) {
+    ASSERT_TRUE(cache->Put(TestDocumentItems(*plan, d, d)).ok());
+  }
+  const SpaceTotals space = *cache->Space();
+  uint64_t index_bytes = 0;
+  const auto totals = *cache->Totals();
+  for (const auto& [spec, total] : totals) index_bytes += total.index_bytes;
+  EXPECT_LE(space.live_bytes + space.origin_bytes + index_bytes, ChunkBytesMax(sections, *plan, 0));
 }
 
 TEST(EstimateTest, EachThingAskedForIsPaidFor) {
