@@ -473,22 +473,6 @@ absl::StatusOr<std::optional<Part>> TeacherCache::GetMoved(const PartKey& key, I
   return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
 }
 
-absl::StatusOr<std::optional<SectionSpec>> TeacherCache::SpecOf(const PartKey& key) {
-  std::optional<IndexEntry> before;
-  for (int looks = 0; looks < kMovesMax; ++looks) {
-    SH_ASSIGN_OR_RETURN(const auto entries, Find({key}));
-    if (!entries[0].has_value()) return std::nullopt;
-    if (before.has_value() && before->place == entries[0]->place) break;
-    before = entries[0];
-    SH_ASSIGN_OR_RETURN(const auto bytes, store_.Get(kCacheData, PlaceKey(before->place)));
-    if (!bytes.has_value()) continue;
-    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*bytes), Describe(key));
-    const auto origin = OriginOf(before->place, record.origin);
-    if (origin.ok()) return origin->spec;
-  }
-  return absl::DataLossError(absl::StrCat(Describe(key), ": its record or origin is gone"));
-}
-
 absl::StatusOr<std::map<std::string, SpecTotals>> TeacherCache::Totals() {
   SH_ASSIGN_OR_RETURN(const KvScanResult found,
                       store_.Scan(kCacheMeta, {.begin = std::string(kTotalsPrefix),

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kStepRecordsMax = 8192;    // of one step, where records are small
 constexpr int kOrphanLooksMax = 256;     // segments looked at in one step
+constexpr int kLooksMax = 3;             // for the record of one part, while it moves
 constexpr int kIndexEntriesRead = 4096;  // at once, when an old cache is counted
 
 std::string SegmentBegin(uint64_t segment) { return PlaceKey({segment, 0}); }
@@ -61,6 +62,23 @@ absl::StatusOr<SpaceTotals> TeacherCache::Space() {
     totals.origin_bytes += counts.origin_bytes;
   }
   return totals;
+}
+
+absl::StatusOr<std::optional<SectionSpec>> TeacherCache::SpecOf(const PartKey& key) {
+  const std::string what = absl::StrCat("section ", key.section.ShortHex(), " row ", key.row_begin);
+  std::optional<IndexEntry> before;
+  for (int looks = 0; looks < kLooksMax; ++looks) {
+    SH_ASSIGN_OR_RETURN(const auto entries, Find({key}));
+    if (!entries[0].has_value()) return std::nullopt;
+    if (before.has_value() && before->place == entries[0]->place) break;
+    before = entries[0];
+    SH_ASSIGN_OR_RETURN(const auto bytes, store_.Get(kCacheData, PlaceKey(before->place)));
+    if (!bytes.has_value()) continue;
+    SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(*bytes), what);
+    const auto origin = OriginOf(before->place, record.origin);
+    if (origin.ok()) return origin->spec;
+  }
+  return absl::DataLossError(absl::StrCat(what, ": its record or origin is gone"));
 }
 
 // Once for a cache that was written before segments had rows. What crashes left in it is found as
