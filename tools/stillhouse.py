@@ -325,7 +325,7 @@ ff ff ff ff ecf cccf bc9bf c799cf ba78bbf c7077aaf c8846069f c9559057af
 fe fe fcc fbab fa8ab fa86ba f9779aa fb8766b9 fa87768aa fa735687b7 fa7426468ab fa72746484d
 ff ff fde fccd fbbdc fba9db fc99bdd fb9899dc fa97799cd fb877579dc fb7766658bd fa93764277f
 ff ff fef fdee eccee ebbbed ebbbbed eb9aaaed eba79abdd eba88589ed eb9887668bf ea87756658f
-fb4 fb853 fb87632 fb867641 fb86766310 fb7666754 fb86657663 fa856566761 fb856464687 fb756652689 fa7863753ac
+fb4 fb853 fb87632 fb867641 fb86766310 fb7666754 fb86657663 fa856566761 fb856474687 fb756652689 fa7863753ac
 fd83 fda873 fca9975 fca898741 fc9898965 fb98889884 fb988788961 fb978788a86 fb9676779aa fb97777689c fb67856676d
 fea64 fdca964 fdbab985 fdbabaa75 fdbabab991 fcbababaa7 fca9b9baba5 fca9a9aabba fca9a9a9bbc eba8a8989ae eca8888798f
 """.strip().split("\n")]

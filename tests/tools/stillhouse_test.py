@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,21 @@ sys.path.insert(0, os.path.join(ROOT, "tools"))
 import stillhouse  # noqa: E402
 
 WRITE_EXPORT, COORDINATORCTL = sys.argv[1:3]
+
+
+class PriorsTest(unittest.TestCase):
+    """Rare contexts are met by few golden bytes: the tables themselves are compared."""
+
+    def of_encoder(self, file):
+        with open(os.path.join(ROOT, "storage", "codec", file), encoding="utf-8") as source:
+            return re.findall(r'"([0-9a-f]{16})"', source.read())
+
+    def test_counts(self):
+        mine = [row[min(i, len(row) - 1)].ljust(16, "0") for row in stillhouse._COUNT_PRIORS for i in range(12)]
+        self.assertEqual(mine, self.of_encoder("sampled.cc"))
+
+    def test_lists_of_ids(self):
+        self.assertEqual(stillhouse._GAP_PRIORS + stillhouse._TIMES_PRIORS, self.of_encoder("id_lists.cc"))
 
 
 class GoldenTest(unittest.TestCase):
