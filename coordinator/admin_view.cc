@@ -72,7 +72,7 @@ JobView ViewJob(const State& state, const Job& job, absl::Duration now) {
   }
   view.capture_seconds = job.capture_seconds;
   view.recipe_path = job.recipe_path;
-  view.problem = job.problem;
+  view.problem = job.problem.empty() ? job.room.full : job.problem;
   view.sections = job.capture.sections;
   view.held_out_sections = job.capture.held_out_sections;
   return view;

@@ -45,6 +45,8 @@ inline constexpr absl::Duration kProgressJournalPeriod = absl::Seconds(10);
 
 // A run that was not heard of for so long loses its claim on chunks in a bounded cache.
 inline constexpr absl::Duration kRunSilenceMax = absl::Seconds(60);
+// Chunks that somebody else wanted when they were to be released are tried again after this.
+inline constexpr absl::Duration kKeptRetry = absl::Seconds(30);
 // A chunk that is read so soon may take the place of what is read later.
 inline constexpr absl::Duration kUrgent = absl::Seconds(5);
 // One part in so many of a bounded cache is left for segments that are being rewritten.

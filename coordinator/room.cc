@@ -171,7 +171,10 @@ bool HasRoom(State& state, Job& job, uint32_t chunk, absl::Duration deadline, ab
   Room& room = job.room;
   const uint64_t worst = job.chunks.at(chunk).spec.bytes_max;
   const uint64_t needed = room.used.value_or(0) + ReservedBytes(job) + worst;
-  if (room.used.has_value() && needed <= UsableBytes(job)) return true;
+  if (room.used.has_value() && needed <= UsableBytes(job)) {
+    room.full.clear();
+    return true;
+  }
   if (room.asking) return false;
   const bool stale = std::any_of(room.reserved.begin(), room.reserved.end(),
                                  [&](const auto& entry) { return !IsInFlight(job, entry.first); });
@@ -188,17 +191,19 @@ bool HasRoom(State& state, Job& job, uint32_t chunk, absl::Duration deadline, ab
   const bool urgent = deadline <= now + kUrgent;
   std::vector<uint32_t> victims = ChooseVictims(state, job, chunk, urgent, now, count, ahead);
   if (victims.empty()) {
-    if (!room.full_told && room.reserved.empty()) {
-      room.full_told = true;
-      effects.warnings.push_back(absl::StrCat(
+    // Who wanted them may have gone meanwhile.
+    if (!room.kept.empty() && now - room.kept_at >= kKeptRetry) room.kept.clear();
+    if (room.full.empty() && room.reserved.empty()) {
+      room.full = absl::StrCat(
           DescribeChunk(job.name, chunk), " does not fit: ", *room.used, " of ",
           job.retention.bytes_max,
           " bytes of the cache are in use by what may not be freed; raise cache.bytes_max, or "
-          "remove what else is there with coordinatorctl cache rm"));
+          "remove what else is there with coordinatorctl cache rm");
+      effects.warnings.push_back(room.full);
     }
     return false;
   }
-  room.full_told = false;
+  room.full.clear();
   for (const uint32_t victim : victims) {
     job.chunks.StartRelease(victim);
     room.releasing.insert(victim);

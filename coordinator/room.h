@@ -39,11 +39,12 @@ struct Room {
   bool asking = false;                    // a question is out
   std::set<uint32_t> covered;             // reservations that its answer makes needless
   std::set<uint32_t> releasing;           // taken out, not yet confirmed to be gone
-  std::set<uint32_t> kept;                // somebody else wants them
+  std::set<uint32_t> kept;                // somebody else wants them, or wanted them
+  absl::Duration kept_at;                 // when the last of them turned out to be kept
   // Run → the training chunks it will read next, in that order, as it said last.
   std::map<std::string, std::vector<uint32_t>> upcoming;
   std::map<uint32_t, std::set<std::string>> read;  // chunk → runs that wanted it and went past it
-  bool full_told = false;
+  std::string full;  // why nothing more is captured for now; for people
 };
 
 // Reserves what the chunk may take.

@@ -118,7 +118,10 @@ void OnInventory(State& state, const InventoryAsk& asked, const std::vector<bool
     const bool released = job->room.releasing.erase(index) > 0;
     if (present[i]) {
       if (before == ChunkState::kDurable) continue;
-      if (released) job->room.kept.insert(index);
+      if (released) {
+        job->room.kept.insert(index);
+        job->room.kept_at = now;
+      }
       if (reported) worker->second.failures_in_a_row = 0;
       if (before == ChunkState::kPending && job->baseline && chunk.charges.empty()) {
         // Somebody computed it for us and died, or we did, before it was reported.

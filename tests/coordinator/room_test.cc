@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "coordinator/admin_view.h"
 #include "coordinator/journal_rows.h"
 #include "tests/coordinator/state_fixture.h"
 
@@ -221,6 +222,27 @@ TEST_F(RoomTest, WhatOthersWantIsNotReleasedAgain) {
   for (const uint32_t chunk : shared_) {
     EXPECT_LE(std::count(released_.begin(), released_.end(), chunk), 1) << chunk;
   }
+}
+
+TEST_F(RoomTest, WhenThePinIsGoneTheRunGoesOn) {
+  SubmitBounded(41, 41 * kActual / 2);
+  for (uint32_t i = 0; i < 41; ++i) shared_.insert(i);
+  Reader a = Start("run/j/a", Order(41, 1), 1);
+  EXPECT_TRUE(OnCancel(state_, "run/j/b", effects_).ok());
+  const auto go_on = [&] {
+    for (int i = 0; i < 2000 && !a.Done(); ++i) {
+      Step(a);
+      Compute();
+      now_ += absl::Milliseconds(100);
+    }
+  };
+  go_on();
+  EXPECT_FALSE(a.Done());
+  EXPECT_THAT(ViewState(state_, "j", now_)->jobs[0].problem, HasSubstr("does not fit"));
+  shared_.clear();
+  go_on();
+  EXPECT_TRUE(a.Done()) << a.at;
+  EXPECT_EQ(ViewState(state_, "j", now_)->jobs[0].problem, "");
 }
 
 TEST_F(RoomTest, ASilentRunLosesItsClaim) {
