@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/strip.h"
 #include "common/status.h"
 #include "coordinator/admin_view.h"
 #include "coordinator/ctl/cache_session.h"
@@ -146,8 +147,10 @@ CLI::App* AddVerb(CLI::App& cache, ChosenVerb& chosen, const char* name, const c
                   Verb verb, const Options& options) {
   CLI::App* added = cache.add_subcommand(name, what);
   AddChoice(added, options);
-  added->callback(
-      [options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
+  added->callback([options, verb, &chosen] {
+    options->job = std::string(absl::StripPrefix(options->job, "job/"));  // as other verbs print it
+    chosen = [options, verb] { return verb(*options); };
+  });
   return added;
 }
 

@@ -4,6 +4,7 @@
 // Threads: as TeacherCache and ObjectStore, for reading. Synchronous.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -22,10 +23,12 @@ struct CacheStat {
   uint64_t objects = 0;
   uint64_t object_bytes = 0;
   SpaceTotals space;
-  // Everything that is stored, dead or alive; without what the database adds.
+  // Everything that is stored, dead or alive; without what the database adds. The segments of a
+  // cache of an earlier version are counted when something is first removed: until then, what is
+  // alive.
   uint64_t UsedBytes() const {
-    return space.live_bytes + space.dead_bytes + space.origin_bytes + all.index_bytes +
-           object_bytes;
+    const uint64_t records = space.live_bytes + space.dead_bytes + space.origin_bytes;
+    return std::max(records, all.record_bytes) + all.index_bytes + object_bytes;
   }
 };
 

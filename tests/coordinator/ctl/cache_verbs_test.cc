@@ -156,8 +156,8 @@ TEST_F(CacheVerbsTest, RmPinAndGcOnADirectory) {
   EXPECT_EQ(said["sections"], 16);
   EXPECT_EQ(said["objects"].size(), 3u);
   EXPECT_EQ(json::parse(Run(Dir("stat -o json")).out)["sections"], 16);
-  EXPECT_EQ(Run(Dir("pin test")).code, 0);
-  const Result pinned = Run(Dir("rm test"));
+  EXPECT_EQ(Run(Dir("pin job/test")).code, 0);
+  const Result pinned = Run(Dir("rm job/test"));
   EXPECT_EQ(pinned.code, kExitConflict);
   EXPECT_THAT(pinned.errors, HasSubstr("cache unpin test"));
   EXPECT_EQ(std::count(pinned.errors.begin(), pinned.errors.end(), '\n'), 1) << pinned.errors;

@@ -145,7 +145,7 @@ TEST_F(CacheSpaceTest, ADryRunSaysTheSameAndChangesNothing) {
 
 TEST_F(CacheSpaceTest, APinKeepsWhatItsJobWanted) {
   FillTest();
-  SH_CHECK_OK(PinJob(*objects_, "test"));
+  SH_CHECK_OK(PinJob(*objects_, "job/test"));  // its whole name or the short one
   const absl::Status refused = Remove("test").status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("test is pinned"));
