@@ -47,7 +47,9 @@ void Take(const std::vector<SectionSpec>& going, std::vector<SectionSpec>* specs
 
 }  // namespace
 
-std::string PinObjectName(absl::string_view job) { return absl::StrCat(kPinPrefix, absl::StripPrefix(job, kJobPrefix)); }
+std::string PinObjectName(absl::string_view job) {
+  return absl::StrCat(kPinPrefix, absl::StripPrefix(job, kJobPrefix));
+}
 
 absl::Status PinJob(ObjectStore& objects, const std::string& job) {
   SH_ASSIGN_OR_RETURN(const JobObject wanted, ReadJob(objects, job));
