@@ -3,6 +3,7 @@
 #include <deque>
 #include <vector>
 
+#include "common/log.h"
 #include "common/mutex.h"
 #include "common/thread_pool.h"
 
@@ -24,8 +25,20 @@ class PoolAsyncStore final : public AsyncStore {
     writer_.reset();
   }
 
-  void RunRead(Work work) override { Run(*readers_, std::move(work)); }
-  void RunWrite(Work work) override { Run(*writer_, std::move(work)); }
+  void RunRead(Work work) override {
+    readers_->Post([this, work = std::move(work)]() mutable {
+      executor_.Post(work(sections_, objects_));
+      if (!sections_.HasUnsavedDamage()) return;
+      writer_->Post([this] {
+        const absl::Status saved = sections_.SaveDamage();
+        if (!saved.ok()) LogWarning("noting damage: ", saved.message());
+      });
+    });
+  }
+  void RunWrite(Work work) override {
+    writer_->Post(
+        [this, work = std::move(work)]() mutable { executor_.Post(work(sections_, objects_)); });
+  }
 
   void Put(PutItem item, Callback<PutCounts> done) override {
     readers_->Post([this, item = std::move(item), done = std::move(done)]() mutable {
@@ -47,11 +60,6 @@ class PoolAsyncStore final : public AsyncStore {
     PutItem item;
     Callback<PutCounts> done;
   };
-
-  void Run(ThreadPool& pool, Work work) {
-    pool.Post(
-        [this, work = std::move(work)]() mutable { executor_.Post(work(sections_, objects_)); });
-  }
 
   void Finish(Callback<PutCounts> done, absl::StatusOr<PutCounts> result) {
     executor_.Post([done = std::move(done), result = std::move(result)]() mutable {

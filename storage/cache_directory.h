@@ -3,6 +3,11 @@
 //   <dir>/STILLHOUSE.LOCK   flock: exclusive for a server, shared for readers
 //   <dir>/db/               the database
 //   <dir>/*.ingest          files being prepared; removed when the cache is opened for writing
+//   <dir>/quarantine/       files that were taken out of service (cache_quarantine.h,
+//   cache_repair.h)
+//
+// Opening for writing finishes an interrupted repair, keeps files that the database does not name,
+// checks the family `index` and makes it anew if a file of it is damaged.
 //
 // Threads and durability: see TeacherCache and ObjectStore, which it owns.
 #pragma once
@@ -30,6 +35,7 @@ class CacheDirectory {
     std::optional<KvReads> reads;
     std::function<void(absl::Status)> on_background_error;  // as RocksOptions
     uint64_t segment_bytes = kSegmentBytesMin;              // TeacherCache::set_segment_bytes
+    rocksdb::Env* env = nullptr;                            // as RocksOptions
   };
   // FailedPrecondition if another process holds the directory in a way that excludes this one;
   // NotFound if there is nothing to read; DataLoss if the database is damaged.
@@ -43,6 +49,7 @@ class CacheDirectory {
 
  private:
   CacheDirectory() = default;
+  absl::Status Fill(const Options& options);
 
   // Destroyed from the last to the first: the lock goes when the database is closed.
   std::unique_ptr<FileLock> lock_;
@@ -50,5 +57,12 @@ class CacheDirectory {
   std::unique_ptr<TeacherCache> sections_;
   std::unique_ptr<ObjectStore> objects_;
 };
+
+// The lock of a cache directory, for one process alone or beside others that read.
+// FailedPrecondition says who holds it.
+absl::StatusOr<std::unique_ptr<FileLock>> LockCache(const std::string& path, bool alone);
+// The database of a cache in `path`, without quarantine.
+RocksOptions CacheRocksOptions(const std::string& path);
+absl::StatusOr<std::string> NewStoreId();
 
 }  // namespace stillhouse

@@ -21,6 +21,10 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
+namespace rocksdb {
+class Env;
+}
+
 namespace stillhouse {
 
 using KvFamily = int;  // position in the list of families given at open
@@ -32,6 +36,7 @@ struct KvFamilyOptions {
   std::string name;
   bool automatic_compaction = true;  // off: files stay as written until CompactRange
   bool point_lookups = true;         // keep a Bloom filter
+  bool derived = false;  // its owner can make it again: it is checked at open, and empty if damaged
   uint64_t memtable_bytes = 32ull << 20;
 };
 
@@ -144,7 +149,15 @@ class KvStore {
                                     absl::string_view end) = 0;
   virtual absl::Status FlushFamily(KvFamily family) = 0;  // as Flush, of one family
   virtual absl::Status Flush() = 0;  // memory to files, so that the next open replays no log
-  virtual absl::Status VerifyChecksums() = 0;  // reads everything; DataLoss names what is damaged
+
+  // The files that hold the entries. What is still in memory or in the log is in none.
+  virtual absl::StatusOr<std::vector<std::string>> Files() = 0;
+  // Reads all of one; DataLoss names what is damaged. OK if it was freed since it was listed.
+  virtual absl::Status VerifyFile(const std::string& name) = 0;
+  // Drops all entries with their files, damaged or not. REQUIRES: no other call is under way.
+  virtual absl::Status EmptyFamily(KvFamily family) = 0;
+  // Paths of files that the database did not name when it was opened: moved, not deleted.
+  virtual absl::StatusOr<std::vector<std::string>> SetAsideAtOpen() = 0;
   // Flushes and releases the files. REQUIRES: no other call is under way or follows.
   virtual absl::Status Close() = 0;
 };
@@ -158,8 +171,13 @@ struct RocksOptions {
   std::string path;           // folder of the database, made if need be
   std::string ingest_folder;  // for files being prepared, on the same file system; "": `path`
   std::vector<KvFamilyOptions> families;
-  bool read_only = false;    // NotFound if there is no database; nothing is changed on disk
-  int open_files_max = 400;  // fits `ulimit -n 1024` beside sockets and logs
+  bool read_only = false;  // NotFound if there is no database; nothing is changed on disk
+  // Where files go that the database would delete while it is opened because its MANIFEST does not
+  // name them, and damaged files of derived families. "": they are deleted, and derived families
+  // are not checked.
+  std::string quarantine_folder;
+  rocksdb::Env* env = nullptr;  // tests: the file system under it; must outlive the store
+  int open_files_max = 400;     // fits `ulimit -n 1024` beside sockets and logs
   uint64_t block_cache_bytes = 64ull << 20;
   KvReads reads = KvReads::kMapped;
   // Kept free on the disk: writes are refused before the database could be stopped by a full one in

@@ -126,7 +126,16 @@ class MemoryKvStore final : public KvStore {
   }
   absl::Status FlushFamily(KvFamily) override { return absl::OkStatus(); }
   absl::Status Flush() override { return absl::OkStatus(); }
-  absl::Status VerifyChecksums() override { return absl::OkStatus(); }
+  absl::StatusOr<std::vector<std::string>> Files() override { return std::vector<std::string>(); }
+  absl::Status VerifyFile(const std::string&) override { return absl::OkStatus(); }
+  absl::Status EmptyFamily(KvFamily family) override {
+    MutexLock lock(mutex_);
+    families_.at(family).clear();
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::vector<std::string>> SetAsideAtOpen() override {
+    return std::vector<std::string>();
+  }
   absl::Status Close() override { return absl::OkStatus(); }
 
  private:

@@ -113,6 +113,39 @@ absl::StatusOr<PartRecord> ParsePartRecord(absl::string_view bytes) {
   return record;
 }
 
+bool PeekPartRecord(absl::string_view bytes, PartRecord* record) {
+  if (bytes.size() < kRecordOverheadBytes || bytes.substr(0, kMagicBytes) != kPartMagic) {
+    return false;
+  }
+  ByteReader reader(bytes.substr(kMagicBytes + 1));
+  uint16_t reserved = 0;
+  reader.Get(&record->codec);
+  reader.Get(&reserved);
+  reader.Get(&record->table);
+  reader.Get(&record->origin);
+  reader.GetDigest(&record->key.section);
+  reader.Get(&record->key.row_begin);
+  reader.Get(&record->row_count);
+  record->payload = absl::string_view();
+  return true;
+}
+
+absl::string_view FindPartRecord(absl::string_view bytes, size_t* offset) {
+  constexpr size_t kLengthAt = kRecordOverheadBytes - kChecksumBytes - sizeof(uint32_t);
+  for (size_t at = bytes.find(kPartMagic, *offset); at != absl::string_view::npos;
+       at = bytes.find(kPartMagic, at + 1)) {
+    const absl::string_view rest = bytes.substr(at);
+    if (rest.size() < kRecordOverheadBytes) break;
+    uint32_t payload_bytes = 0;
+    ByteReader(rest.substr(kLengthAt)).Get(&payload_bytes);
+    const absl::string_view record = rest.substr(0, kRecordOverheadBytes + uint64_t{payload_bytes});
+    if (!ParsePartRecord(record).ok()) continue;
+    *offset = at;
+    return record;
+  }
+  return {};
+}
+
 bool IsOriginRecord(absl::string_view bytes) {
   return bytes.substr(0, kMagicBytes) == kOriginMagic;
 }

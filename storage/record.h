@@ -23,6 +23,7 @@ struct Place {
   uint32_t slot = 0;
   friend auto operator<=>(const Place&, const Place&) = default;
 };
+inline constexpr uint64_t kPlaceKeyBytes = 12;
 std::string PlaceKey(const Place& place);  // big endian, so that keys sort as places
 absl::StatusOr<Place> ParsePlaceKey(absl::string_view key);
 
@@ -37,6 +38,13 @@ struct PartRecord {
 };
 std::string EncodePartRecord(const PartRecord& record);
 absl::StatusOr<PartRecord> ParsePartRecord(absl::string_view bytes);
+
+// The head of a part's record that may be damaged: nothing of it is checked. False where it is not
+// even that long or has another magic.
+bool PeekPartRecord(absl::string_view bytes, PartRecord* record);
+// The first record of a part within `bytes`, at or after `*offset`, that matches its checksum; it
+// then lies at `*offset`. Nothing: there is none.
+absl::string_view FindPartRecord(absl::string_view bytes, size_t* offset);
 
 // Parts and origins share a family: which is it?
 bool IsOriginRecord(absl::string_view bytes);

@@ -1,10 +1,8 @@
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
-#include <rocksdb/filter_policy.h>
 #include <rocksdb/listener.h>
 #include <rocksdb/sst_file_writer.h>
-#include <rocksdb/table.h>
 #include <rocksdb/write_batch.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
@@ -12,22 +10,21 @@
 
 #include <algorithm>
 #include <atomic>
-#include <limits>
 
 #include "absl/strings/match.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "storage/kv_store.h"
+#include "storage/rocks_internal.h"
 #include "storage/rocks_status.h"
+#include "storage/rocks_tables.h"
 #include "storage/rocks_visit.h"
 
 namespace stillhouse {
 namespace {
 
-constexpr int kMemtablesMax = 3;  // per family, so that a flush does not stop writers
 constexpr uint64_t kFreeingBatchBytesMax = 2 << 20;  // may use half of what is kept free
-constexpr uint64_t kLogBytesMax = 128ull << 20;      // of all live logs: bounds the replay at open
 
 rocksdb::Slice ToSlice(absl::string_view bytes) { return {bytes.data(), bytes.size()}; }
 
@@ -57,59 +54,6 @@ class ErrorListener final : public rocksdb::EventListener {
   std::function<void(absl::Status)> callback_;
   std::atomic<bool> stopped_{false};  // never cleared; the callback runs when it is set
 };
-
-// RocksDB's own log file aborts the process when it cannot be written, as on a full disk (7.8.3 as
-// Debian builds it). What matters reaches us as a status.
-class NoLog final : public rocksdb::Logger {
- public:
-  using rocksdb::Logger::Logv;
-  void Logv(const char*, va_list) override {}
-};
-
-rocksdb::ColumnFamilyOptions FamilyOptions(const KvFamilyOptions& family, KvReads reads,
-                                           const std::shared_ptr<rocksdb::Cache>& cache) {
-  rocksdb::ColumnFamilyOptions options;
-  options.write_buffer_size = family.memtable_bytes;
-  options.max_write_buffer_number = kMemtablesMax;
-  options.compression = rocksdb::kNoCompression;  // payloads are coded already
-  options.bottommost_compression = rocksdb::kNoCompression;
-  options.disable_auto_compactions = !family.automatic_compaction;
-  if (!family.automatic_compaction) {
-    options.level0_slowdown_writes_trigger = std::numeric_limits<int>::max();
-    options.level0_stop_writes_trigger = std::numeric_limits<int>::max();
-  }
-  rocksdb::BlockBasedTableOptions table;
-  table.format_version = 5;
-  table.checksum = rocksdb::kXXH3;
-  table.block_cache = cache;
-  // Bounded memory however many files there are: by the block cache, or, for mapped files, whose
-  // blocks are not cached, by the number of open ones. Those read and check their index and filter
-  // once.
-  table.cache_index_and_filter_blocks = reads == KvReads::kDirect;
-  table.block_size = 16 << 10;
-  if (family.point_lookups) table.filter_policy.reset(rocksdb::NewBloomFilterPolicy(10));
-  options.table_factory.reset(rocksdb::NewBlockBasedTableFactory(table));
-  return options;
-}
-
-// `create`: what is missing may be made.
-rocksdb::DBOptions DatabaseOptions(const RocksOptions& options, bool create,
-                                   const std::shared_ptr<ErrorListener>& listener) {
-  rocksdb::DBOptions db;
-  db.create_if_missing = create;
-  db.create_missing_column_families = create;
-  db.wal_recovery_mode = rocksdb::WALRecoveryMode::kTolerateCorruptedTailRecords;
-  db.paranoid_checks = true;
-  db.max_open_files = options.open_files_max;
-  db.max_total_wal_size = kLogBytesMax;
-  db.skip_stats_update_on_db_open = true;  // it reads every file at open
-  db.allow_mmap_reads = options.reads == KvReads::kMapped;
-  db.use_direct_reads = options.reads == KvReads::kDirect;
-  db.max_bgerror_resume_count = 0;
-  db.info_log = std::make_shared<NoLog>();
-  db.listeners.push_back(listener);
-  return db;
-}
 
 // The disk writes a file while it is made, so that little is left to sync.
 rocksdb::EnvOptions FileOptions() {
@@ -148,8 +92,9 @@ class RocksKvStore final : public KvStore {
  public:
   RocksKvStore(RocksOptions options, rocksdb::DB* db,
                std::vector<rocksdb::ColumnFamilyHandle*> handles, rocksdb::Options file_options,
-               std::shared_ptr<ErrorListener> listener)
+               std::shared_ptr<ErrorListener> listener, std::shared_ptr<OpeningWatch> watch)
       : options_(std::move(options)),
+        watch_(std::move(watch)),
         db_(db),
         handles_(std::move(handles)),
         file_options_(std::move(file_options)),
@@ -303,8 +248,50 @@ class RocksKvStore final : public KvStore {
     return ToAbsl(db_->SyncWAL(), Where("syncing"));
   }
 
-  absl::Status VerifyChecksums() override {
-    return ToAbsl(db_->VerifyChecksum(read_), Where("verifying"));
+  absl::StatusOr<std::vector<std::string>> Files() override {
+    std::vector<rocksdb::LiveFileMetaData> files;
+    db_->GetLiveFilesMetaData(&files);
+    std::vector<std::string> names;
+    for (const auto& file : files) names.push_back(BaseName(file.name));
+    std::sort(names.begin(), names.end());
+    return names;
+  }
+
+  absl::Status VerifyFile(const std::string& name) override {
+    const std::string path = JoinPath(options_.path, name);
+    const absl::Status damage = CheckTable(path).damage;
+    if (damage.ok() || PathExists(path)) return damage;
+    // Gone: rightly so if it was freed since it was named.
+    SH_ASSIGN_OR_RETURN(const std::vector<std::string> names, Files());
+    const bool named = std::find(names.begin(), names.end(), name) != names.end();
+    return named ? absl::DataLossError(absl::StrCat(name, " is gone")) : absl::OkStatus();
+  }
+
+  absl::Status EmptyFamily(KvFamily family) override {
+    rocksdb::ColumnFamilyHandle*& handle = handles_[family + 1];
+    const rocksdb::ColumnFamilyOptions same = db_->GetOptions(handle);
+    SH_RETURN_IF_ERROR(ToAbsl(db_->DropColumnFamily(handle), Where("emptying")));
+    SH_RETURN_IF_ERROR(ToAbsl(db_->DestroyColumnFamilyHandle(handle), Where("emptying")));
+    return ToAbsl(db_->CreateColumnFamily(same, options_.families[family].name, &handle),
+                  Where("emptying"));
+  }
+
+  absl::StatusOr<std::vector<std::string>> SetAsideAtOpen() override {
+    return watch_ == nullptr ? std::vector<std::string>() : watch_->kept();
+  }
+
+  // The tables of a family that do not hold.
+  std::vector<std::string> DamagedTables(KvFamily family) {
+    rocksdb::ColumnFamilyMetaData all;
+    db_->GetColumnFamilyMetaData(Handle(family), &all);
+    std::vector<std::string> damaged;
+    for (const auto& level : all.levels) {
+      for (const auto& file : level.files) {
+        const TableFile table = CheckTable(JoinPath(options_.path, BaseName(file.name)));
+        if (!table.damage.ok()) damaged.push_back(std::string(table.damage.message()));
+      }
+    }
+    return damaged;
   }
 
   absl::Status Close() override {
@@ -359,8 +346,9 @@ class RocksKvStore final : public KvStore {
   }
 
   const RocksOptions options_;
+  const std::shared_ptr<OpeningWatch> watch_;  // the database works through it
   std::unique_ptr<rocksdb::DB> db_;
-  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // constant until Close
+  std::vector<rocksdb::ColumnFamilyHandle*> handles_;  // constant between EmptyFamily and Close
   const rocksdb::Options file_options_;
   const std::shared_ptr<ErrorListener> listener_;
   rocksdb::ReadOptions read_;            // constant after construction
@@ -386,49 +374,103 @@ absl::StatusOr<bool> HoldsData(const std::string& path) {
   return false;
 }
 
-}  // namespace
+// What RocksDB says of a database that has files but does not open is damage, whatever it calls it,
+// unless the system is to blame.
+absl::Status AsDamage(const absl::Status& status) {
+  if (absl::IsNotFound(status) || absl::IsInvalidArgument(status)) {
+    return absl::DataLossError(status.message());
+  }
+  return status;
+}
 
-absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& options) {
-  SH_CHECK(!options.families.empty());
-  bool holds_data = false;
-  if (options.read_only) {
-    if (!PathExists(JoinPath(options.path, "CURRENT"))) {
-      return absl::NotFoundError(absl::StrCat("no database in ", options.path));
-    }
-  } else {
-    SH_RETURN_IF_ERROR(MakeFolders(options.path));
-    SH_ASSIGN_OR_RETURN(holds_data, HoldsData(options.path));
-    if (holds_data && !PathExists(JoinPath(options.path, "CURRENT"))) {
-      return absl::DataLossError(absl::StrCat(
-          options.path,
-          ": the file CURRENT is gone, which says what of the rest counts; bring it back"));
-    }
-    if (!options.ingest_folder.empty()) SH_RETURN_IF_ERROR(MakeFolders(options.ingest_folder));
-  }
-  const auto cache = rocksdb::NewLRUCache(options.block_cache_bytes);
-  // RocksDB insists on a family "default". It stays empty, but the largest memtable decides how
-  // much disk is reserved for each log.
-  rocksdb::ColumnFamilyOptions unused;
-  unused.write_buffer_size = 1 << 20;
-  std::vector<rocksdb::ColumnFamilyDescriptor> descriptors = {
-      {rocksdb::kDefaultColumnFamilyName, unused}};
+// Families that cannot be made again must be named by the manifest.
+absl::Status CheckFamilies(const RocksOptions& options, const rocksdb::DBOptions& db_options) {
+  std::vector<std::string> names;
+  SH_RETURN_IF_ERROR(AsDamage(
+      ToAbsl(rocksdb::DB::ListColumnFamilies(db_options, options.path, &names), "opening")));
   for (const KvFamilyOptions& family : options.families) {
-    descriptors.emplace_back(family.name, FamilyOptions(family, options.reads, cache));
+    if (family.derived || std::find(names.begin(), names.end(), family.name) != names.end())
+      continue;
+    return absl::DataLossError(
+        absl::StrCat(options.path, ": its MANIFEST does not name the family ", family.name));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<RocksKvStore>> OpenAsIs(const RocksOptions& options, bool holds_data,
+                                                       std::shared_ptr<OpeningWatch> watch) {
+  const auto cache = rocksdb::NewLRUCache(options.block_cache_bytes);
   const auto listener = std::make_shared<ErrorListener>(options.on_background_error);
-  const rocksdb::DBOptions db_options =
-      DatabaseOptions(options, !options.read_only && !holds_data, listener);
+  rocksdb::DBOptions db_options = RocksDatabaseOptions(
+      options.open_files_max, options.reads, watch != nullptr ? watch->env() : options.env);
+  db_options.listeners.push_back(listener);
+  if (!options.read_only) {
+    if (holds_data) SH_RETURN_IF_ERROR(CheckFamilies(options, db_options));
+    db_options.create_if_missing = !holds_data;
+    db_options.create_missing_column_families = true;
+  }
+  const auto families = RocksFamilies(options.families, options.reads, cache);
   std::vector<rocksdb::ColumnFamilyHandle*> handles;
   rocksdb::DB* db = nullptr;
   const rocksdb::Status opened =
       options.read_only
-          ? rocksdb::DB::OpenForReadOnly(db_options, options.path, descriptors, &handles, &db)
-          : rocksdb::DB::Open(db_options, options.path, descriptors, &handles, &db);
-  SH_RETURN_IF_ERROR(ToAbsl(opened, absl::StrCat("opening ", options.path)));
+          ? rocksdb::DB::OpenForReadOnly(db_options, options.path, families, &handles, &db)
+          : rocksdb::DB::Open(db_options, options.path, families, &handles, &db);
+  const absl::Status status = ToAbsl(opened, absl::StrCat("opening ", options.path));
+  if (!status.ok()) return holds_data ? AsDamage(status) : status;
   return std::make_unique<RocksKvStore>(
       options, db, std::move(handles),
-      rocksdb::Options(db_options, FamilyOptions(options.families[0], options.reads, cache)),
-      listener);
+      rocksdb::Options(db_options, RocksFamilyOptions(options.families[0], options.reads, cache)),
+      listener, std::move(watch));
+}
+
+// Derived families are looked through before they are believed: their files are small, and damage
+// in one would stop every later write.
+absl::Status EmptyDamagedFamilies(const RocksOptions& options, RocksKvStore& store) {
+  for (KvFamily family = 0; family < std::ssize(options.families); ++family) {
+    if (!options.families[family].derived) continue;
+    const std::vector<std::string> damaged = store.DamagedTables(family);
+    if (damaged.empty()) continue;
+    LogWarning(options.path, ": a file of the family ", options.families[family].name,
+               " is damaged (", damaged[0], "); the family is made again");
+    SH_RETURN_IF_ERROR(store.EmptyFamily(family));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& options) {
+  SH_CHECK(!options.families.empty());
+  if (!options.read_only) {
+    SH_RETURN_IF_ERROR(MakeFolders(options.path));
+    if (!options.ingest_folder.empty()) SH_RETURN_IF_ERROR(MakeFolders(options.ingest_folder));
+  }
+  const absl::StatusOr<bool> holds_data = HoldsData(options.path);
+  if (!options.read_only) SH_RETURN_IF_ERROR(holds_data.status());
+  if (!PathExists(JoinPath(options.path, "CURRENT"))) {
+    if (holds_data.ok() && *holds_data) {
+      return absl::DataLossError(absl::StrCat(
+          options.path, ": the file CURRENT is gone, which says what of the rest counts"));
+    }
+    if (options.read_only)
+      return absl::NotFoundError(absl::StrCat("no database in ", options.path));
+  }
+  std::shared_ptr<OpeningWatch> watch;
+  if (!options.read_only && !options.quarantine_folder.empty()) {
+    watch = OpeningWatch::Create(options.env, options.quarantine_folder);
+  }
+  auto store = OpenAsIs(options, *holds_data, watch);
+  if (watch != nullptr && absl::IsDataLoss(store.status())) {
+    SH_ASSIGN_OR_RETURN(const bool emptied, EmptyUnreadableFamilies(options, watch->env()));
+    if (emptied) store = OpenAsIs(options, *holds_data, watch);
+  }
+  SH_RETURN_IF_ERROR(store.status());
+  if (watch != nullptr) {
+    SH_RETURN_IF_ERROR(EmptyDamagedFamilies(options, **store));
+    watch->Watch(false);
+  }
+  return store;
 }
 
 }  // namespace stillhouse

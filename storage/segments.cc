@@ -121,6 +121,16 @@ absl::StatusOr<std::map<uint64_t, SegmentCounts>> CountSegments(KvStore& store) 
   return segments;
 }
 
+absl::Status PutSegmentRows(KvStore& store, KvBatch* batch) {
+  SH_ASSIGN_OR_RETURN(const auto segments, CountSegments(store));
+  batch->DeleteRange(kCacheMeta, std::string(kRowPrefix), std::string(kRowsEnd));
+  for (const auto& [segment, counts] : segments) {
+    batch->Put(kCacheMeta, SegmentRowKey(segment), EncodeSegmentCounts(counts));
+  }
+  batch->Put(kCacheMeta, std::string(kSegmentsCountedKey), "1");
+  return absl::OkStatus();
+}
+
 absl::Status SegmentChanges::AddTo(KvStore& store, KvBatch* batch) const {
   for (const auto& [segment, change] : changes_) {
     const std::string key = SegmentRowKey(segment);

@@ -16,7 +16,6 @@
 
 namespace stillhouse {
 
-inline constexpr uint64_t kPlaceKeyBytes = 12;
 inline constexpr uint64_t kIndexKeyBytes = 36;
 
 // In `meta`: every segment has its row. Caches of earlier versions lack it.
@@ -41,6 +40,8 @@ absl::StatusOr<std::map<uint64_t, SegmentCounts>> ReadSegments(KvStore& store);
 absl::StatusOr<std::vector<uint64_t>> ReadFreedSegments(KvStore& store);
 // What ReadSegments should give: reads every record.
 absl::StatusOr<std::map<uint64_t, SegmentCounts>> CountSegments(KvStore& store);
+// All rows anew, as CountSegments finds them.
+absl::Status PutSegmentRows(KvStore& store, KvBatch* batch);
 
 // What one batch changes. A cache written before there were rows may lack some: no count goes
 // below zero.

@@ -16,8 +16,8 @@ constexpr absl::string_view kCacheFormat = "1";
 constexpr absl::string_view kFormatKey = "format";
 constexpr absl::string_view kStoreIdKey = "store_id";
 constexpr absl::string_view kIncarnationKey = "incarnation";
-constexpr int kMovesMax = 3;  // of a record while one read looks for it
 constexpr absl::string_view kTotalsPrefix = "totals/";
+constexpr uint64_t kSegmentsSkipped = 1 << 20;  // more than one opening makes
 
 std::string Describe(const PartKey& key) {
   return absl::StrCat("section ", key.section.ShortHex(), " row ", key.row_begin);
@@ -60,23 +60,64 @@ bool SameValues(const SectionSpec& spec, absl::string_view a, absl::string_view 
   return left.ok() && right.ok() && *left == *right;
 }
 
-// The part that `record` should hold.
-absl::StatusOr<PartView> ViewIn(absl::string_view bytes, const PartKey& key,
-                                const IndexEntry& entry) {
-  SH_ASSIGN_OR_RETURN_AT(const PartRecord record, ParsePartRecord(bytes), Describe(key));
-  if (record.key != key || record.row_count != entry.row_count) {
-    return absl::DataLossError(
-        absl::StrCat(Describe(key), ": the record in its place is of ", Describe(record.key)));
+// Above every segment in `data`.
+absl::StatusOr<uint64_t> NextSegment(KvStore& store) {
+  const absl::StatusOr<KvScanResult> last =
+      store.Scan(kCacheData, {.entries_max = 1, .reverse = true, .keys_only = true});
+  if (last.ok()) {
+    if (last->entries.empty()) return 1;
+    SH_ASSIGN_OR_RETURN(const Place place, ParsePlaceKey(last->entries[0].key));
+    return place.segment + 1;
   }
-  return PartView{record.row_count, record.payload};
+  if (!absl::IsDataLoss(last.status())) return last.status();
+  // The last block is damaged. It holds few segments, and numbers are not scarce.
+  uint64_t highest = 0;
+  std::string from;
+  for (bool more = true; more;) {
+    SH_ASSIGN_OR_RETURN(const KvScanResult found, store.Scan(kCacheIndex, {.begin = from}));
+    more = found.more;
+    for (const KvEntry& entry : found.entries) {
+      from = entry.key + '\0';
+      SH_ASSIGN_OR_RETURN(const IndexEntry indexed, ParseIndexEntry(entry.value));
+      highest = std::max(highest, indexed.place.segment);
+    }
+  }
+  return highest + kSegmentsSkipped;
 }
 
 }  // namespace
 
+void AddPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals) {
+  totals->sections += key.row_begin == 0;
+  totals->parts += 1;
+  totals->rows += entry.row_count;
+  totals->record_bytes += kPlaceKeyBytes + entry.record_bytes;
+  totals->payload_bytes += entry.record_bytes - kRecordOverheadBytes;
+  totals->index_bytes += kIndexKeyBytes + EncodeIndexEntry(entry).size();
+}
+
+void SubtractPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals) {
+  SpecTotals part;
+  AddPartTotals(key, entry, &part);
+  const auto take = [&](uint64_t SpecTotals::*field) {
+    totals->*field -= std::min(totals->*field, part.*field);
+  };
+  take(&SpecTotals::sections);
+  take(&SpecTotals::parts);
+  take(&SpecTotals::rows);
+  take(&SpecTotals::record_bytes);
+  take(&SpecTotals::payload_bytes);
+  take(&SpecTotals::index_bytes);
+}
+
+void PutTotals(absl::string_view spec, const SpecTotals& totals, KvBatch* batch) {
+  batch->Put(kCacheMeta, absl::StrCat(kTotalsPrefix, spec), EncodeTotals(totals));
+}
+
 std::vector<KvFamilyOptions> CacheFamilies() {
   return {
       {.name = "data", .automatic_compaction = false, .point_lookups = true},
-      {.name = "index", .automatic_compaction = false, .point_lookups = true},
+      {.name = "index", .automatic_compaction = false, .point_lookups = true, .derived = true},
       {.name = "objects", .automatic_compaction = false, .point_lookups = false},
       {.name = "meta",
        .automatic_compaction = true,
@@ -122,13 +163,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
   auto cache = std::unique_ptr<TeacherCache>(new TeacherCache(store));
   bool found = false;
   SH_RETURN_IF_ERROR(cache->ReadIdentity(&found));
-  SH_ASSIGN_OR_RETURN(
-      const KvScanResult last,
-      store.Scan(kCacheData, {.entries_max = 1, .reverse = true, .keys_only = true}));
-  if (!last.entries.empty()) {
-    SH_ASSIGN_OR_RETURN(const Place place, ParsePlaceKey(last.entries[0].key));
-    cache->next_segment_ = place.segment + 1;
-  }
+  SH_ASSIGN_OR_RETURN(cache->next_segment_, NextSegment(store));
   // A number whose segment was freed is not used again as long as anything remembers it.
   SH_ASSIGN_OR_RETURN(const auto rows, ReadSegments(store));
   if (!rows.empty()) {
@@ -146,6 +181,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::Open(KvStore& store,
   batch.Put(kCacheMeta, std::string(kIncarnationKey), incarnation.Take());
   if (!found) batch.Put(kCacheMeta, std::string(kSegmentsCountedKey), "1");
   SH_RETURN_IF_ERROR(store.Write(batch, KvStore::Sync::kSync));
+  SH_RETURN_IF_ERROR(cache->damaged_.Load(store));
   cache->writable_ = true;
   return cache;
 }
@@ -155,6 +191,7 @@ absl::StatusOr<std::unique_ptr<TeacherCache>> TeacherCache::OpenReadOnly(KvStore
   bool found = false;
   SH_RETURN_IF_ERROR(cache->ReadIdentity(&found));
   if (!found) return absl::NotFoundError("the database holds no cache");
+  SH_RETURN_IF_ERROR(cache->damaged_.Load(store));
   return cache;
 }
 
@@ -227,9 +264,11 @@ class TeacherCache::Group {
     entry_bytes_.push_back(entry.size());
     batch_.Put(kCacheIndex, IndexKey(part.key), std::move(entry));
     segments_.AddLive(place.segment, record_bytes);
-    if (added.moved_from == nullptr) return;
-    segments_.Kill(added.moved_from->place.segment, added.moved_from->record_bytes);
+    if (added.moved_from != nullptr) Kill(*added.moved_from);
+    if (added.replaces.has_value()) Kill(*added.replaces);
   }
+
+  void Kill(const IndexEntry& entry) { segments_.Kill(entry.place.segment, entry.record_bytes); }
 
   TeacherCache& cache_;
   KvBatch batch_;
@@ -253,6 +292,10 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
       total.index_bytes -= EncodeIndexEntry(*added.moved_from).size();
       continue;
     }
+    if (added.replaces.has_value()) SubtractPartTotals(added.part->key, *added.replaces, &total);
+    if (damaged_.Contains(added.part->key)) {
+      DamageList::Release(added.part->key, group->batch());
+    }
     total.sections += added.part->key.row_begin == 0;
     total.parts += 1;
     total.rows += added.part->row_count;
@@ -260,15 +303,14 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
     total.payload_bytes += added.part->payload.size();
     total.index_bytes += kIndexKeyBytes + group->entry_bytes()[i];
   }
-  for (const auto& [spec, total] : changed) {
-    group->batch()->Put(kCacheMeta, absl::StrCat(kTotalsPrefix, spec), EncodeTotals(total));
-  }
+  for (const auto& [spec, total] : changed) PutTotals(spec, total, group->batch());
   return absl::OkStatus();
 }
 
 absl::Status TeacherCache::Commit(const std::vector<NewPart>& parts) {
   uint64_t large_bytes = 0;
   for (const NewPart& added : parts) {
+    if (added.replaces.has_value()) SH_RETURN_IF_ERROR(CountOldSegments());
     if (added.part->payload.size() >= kLargePartBytes) large_bytes += added.part->payload.size();
   }
   const bool ingest = large_bytes >= kIngestBytesMin;
@@ -287,17 +329,17 @@ absl::Status TeacherCache::Commit(const std::vector<NewPart>& parts) {
   // Slots and origins given out to a group that failed may or may not be on disk: begin a new
   // segment.
   if (!status.ok()) segment_ = 0;
+  if (status.ok() && damaged_.size() > 0) {
+    for (const NewPart& added : parts) damaged_.Forget(added.part->key);
+  }
   return status;
 }
 
 absl::Status TeacherCache::CompareStored(const PutItem& item, const Part& part,
                                          const IndexEntry& entry, PutCounts* counts) {
-  SH_ASSIGN_OR_RETURN(const std::optional<std::string> bytes,
-                      store_.Get(kCacheData, PlaceKey(entry.place)));
-  if (!bytes.has_value()) {
-    return absl::DataLossError(absl::StrCat(Describe(part.key), ": its record is gone"));
-  }
-  SH_ASSIGN_OR_RETURN_AT(const PartRecord stored, ParsePartRecord(*bytes), Describe(part.key));
+  SH_ASSIGN_OR_RETURN(const auto bytes, store_.Get(kCacheData, PlaceKey(entry.place)));
+  SH_RETURN_IF_ERROR(ViewPart(bytes, part.key, entry).status());
+  SH_ASSIGN_OR_RETURN(const PartRecord stored, ParsePartRecord(*bytes));
   if (stored.row_count == part.row_count &&
       SameValues(item.provenance.spec, stored.payload, part.payload, part.row_count)) {
     ++counts->already;
@@ -324,16 +366,20 @@ absl::StatusOr<std::vector<PutCounts>> TeacherCache::Put(absl::Span<const PutIte
   for (size_t i = 0; i < items.size(); ++i) {
     std::vector<PartKey> keys;
     for (const Part& part : items[i].parts) keys.push_back(part.key);
-    SH_ASSIGN_OR_RETURN(const auto found, Find(keys));
+    SH_ASSIGN_OR_RETURN(const auto found, FindAll(keys));
     for (size_t p = 0; p < keys.size(); ++p) {
       const Part& part = items[i].parts[p];
-      if (found[p].has_value()) {
-        SH_RETURN_IF_ERROR(CompareStored(items[i], part, *found[p], &counts[i]));
-        continue;
+      if (found[p].has_value() && !damaged_.Contains(part.key)) {
+        const absl::Status compared = CompareStored(items[i], part, *found[p], &counts[i]);
+        if (!absl::IsDataLoss(compared)) {
+          SH_RETURN_IF_ERROR(compared);
+          continue;
+        }
+        NoteDamage(part.key, compared);  // and replaced now
       }
       const auto [other, added] = in_flight.try_emplace(IndexKey(part.key), &part);
       if (added) {
-        fresh.push_back({&items[i], &part});
+        fresh.push_back({&items[i], &part, nullptr, found[p]});
         ++counts[i].stored;
       } else if (other->second->row_count == part.row_count &&
                  SameValues(items[i].provenance.spec, other->second->payload, part.payload,
@@ -355,7 +401,7 @@ absl::StatusOr<RemoveCounts> TeacherCache::Remove(absl::Span<const Removal> part
   SH_RETURN_IF_ERROR(CountOldSegments());
   std::vector<PartKey> keys;
   for (const Removal& removal : parts) keys.push_back(removal.key);
-  SH_ASSIGN_OR_RETURN(const auto found, Find(keys));
+  SH_ASSIGN_OR_RETURN(const auto found, FindAll(keys));
   SH_ASSIGN_OR_RETURN(auto totals, Totals());
   RemoveCounts counts;
   KvBatch batch;
@@ -383,6 +429,7 @@ absl::StatusOr<RemoveCounts> TeacherCache::Remove(absl::Span<const Removal> part
     counts.bytes += record_bytes + index_bytes;
     segments.Kill(entry.place.segment, entry.record_bytes);
     batch.Delete(kCacheIndex, index_key);
+    if (damaged_.Contains(keys[i])) DamageList::Release(keys[i], &batch);
   }
   if (batch.empty()) return counts;
   for (const std::string& spec : changed) {
@@ -395,82 +442,10 @@ absl::StatusOr<RemoveCounts> TeacherCache::Remove(absl::Span<const Removal> part
   }
   SH_RETURN_IF_ERROR(segments.AddTo(store_, &batch));
   SH_RETURN_IF_ERROR(store_.Write(batch, KvStore::Sync::kSync));
+  if (damaged_.size() > 0) {
+    for (const PartKey& key : keys) damaged_.Forget(key);
+  }
   return counts;
-}
-
-absl::StatusOr<std::vector<std::optional<IndexEntry>>> TeacherCache::Find(
-    absl::Span<const PartKey> keys) {
-  std::vector<std::string> index_keys;
-  index_keys.reserve(keys.size());
-  for (const PartKey& key : keys) index_keys.push_back(IndexKey(key));
-  SH_ASSIGN_OR_RETURN(const auto values, store_.MultiGet(kCacheIndex, index_keys));
-  std::vector<std::optional<IndexEntry>> entries(keys.size());
-  for (size_t i = 0; i < keys.size(); ++i) {
-    if (!values[i].has_value()) continue;
-    SH_ASSIGN_OR_RETURN_AT(entries[i], ParseIndexEntry(*values[i]), Describe(keys[i]));
-  }
-  return entries;
-}
-
-absl::StatusOr<size_t> TeacherCache::Visit(absl::Span<const PartKey> keys, uint64_t bytes_max,
-                                           PartVisitor visit) {
-  SH_ASSIGN_OR_RETURN(const auto entries, Find(keys));
-  std::vector<size_t> order;  // of the keys that are there, by place
-  uint64_t bytes = 0;
-  size_t answered = 0;
-  for (; answered < keys.size(); ++answered) {
-    if (!entries[answered].has_value()) continue;
-    bytes += entries[answered]->record_bytes;
-    if (bytes > bytes_max && answered > 0) break;
-    order.push_back(answered);
-  }
-  std::sort(order.begin(), order.end(),
-            [&](size_t a, size_t b) { return entries[a]->place < entries[b]->place; });
-  std::vector<KvWanted> wanted;
-  wanted.reserve(order.size());
-  for (const size_t i : order) {
-    wanted.push_back({PlaceKey(entries[i]->place), entries[i]->record_bytes});
-  }
-  const auto check = [&](size_t w, std::optional<absl::string_view> bytes) -> absl::Status {
-    const PartKey& key = keys[order[w]];
-    const IndexEntry& entry = *entries[order[w]];
-    if (bytes.has_value()) {
-      SH_ASSIGN_OR_RETURN(const PartView part, ViewIn(*bytes, key, entry));
-      return visit(order[w], part);
-    }
-    SH_ASSIGN_OR_RETURN(const std::optional<Part> moved, GetMoved(key, entry));
-    if (!moved.has_value()) return absl::OkStatus();
-    return visit(order[w], {moved->row_count, moved->payload});
-  };
-  SH_RETURN_IF_ERROR(store_.Visit(kCacheData, wanted, check));
-  return answered;
-}
-
-absl::StatusOr<std::vector<std::optional<Part>>> TeacherCache::Get(absl::Span<const PartKey> keys,
-                                                                   uint64_t bytes_max) {
-  std::vector<std::optional<Part>> parts(keys.size());
-  SH_ASSIGN_OR_RETURN(const size_t answered,
-                      Visit(keys, bytes_max, [&](size_t i, const PartView& part) {
-                        parts[i] = Part{keys[i], part.row_count, std::string(part.payload)};
-                        return absl::OkStatus();
-                      }));
-  parts.resize(answered);
-  return parts;
-}
-
-// Segments are numbered upwards, so nothing else comes to lie in a place that was freed.
-absl::StatusOr<std::optional<Part>> TeacherCache::GetMoved(const PartKey& key, IndexEntry before) {
-  for (int moves = 0; moves < kMovesMax; ++moves) {
-    SH_ASSIGN_OR_RETURN(const auto entries, Find({key}));
-    if (!entries[0].has_value()) return std::nullopt;  // removed meanwhile
-    if (entries[0]->place == before.place) break;
-    before = *entries[0];
-    SH_ASSIGN_OR_RETURN(const auto record, store_.Get(kCacheData, PlaceKey(before.place)));
-    if (!record.has_value()) continue;
-    SH_ASSIGN_OR_RETURN(const PartView part, ViewIn(*record, key, before));
-    return Part{key, part.row_count, std::string(part.payload)};
-  }
-  return absl::DataLossError(absl::StrCat(Describe(key), ": its record is gone"));
 }
 
 absl::StatusOr<std::map<std::string, SpecTotals>> TeacherCache::Totals() {

@@ -10,7 +10,9 @@
 // parts are decoded before they are written; every record is checked against its checksum and
 // against the key asked for when it is read. Space: Remove takes parts out of the index, and their
 // records are dead; Reclaim copies what is alive of segments that are mostly dead and frees them.
-// Reads under way meanwhile succeed: they ask the index again when a record has moved.
+// Reads under way meanwhile succeed: they ask the index again when a record has moved. Damage: a
+// read that meets a damaged part fails and notes it; from then on the part counts as not there, so
+// that it is captured again, and what is then written takes its place.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +26,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "storage/damage_list.h"
 #include "storage/kv_store.h"
 #include "storage/part.h"
 #include "storage/record.h"
@@ -103,6 +106,10 @@ struct SpaceTotals {
   uint64_t origin_bytes = 0;
 };
 
+void AddPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals);
+void SubtractPartTotals(const PartKey& key, const IndexEntry& entry, SpecTotals* totals);
+void PutTotals(absl::string_view spec, const SpecTotals& totals, KvBatch* batch);
+
 // InvalidArgument or DataLoss unless every part fits the spec and its payload decodes to finite
 // values. Any thread: the costly half of a Put.
 absl::Status CheckPut(const PutItem& item);
@@ -112,6 +119,10 @@ struct PartView {
   uint32_t row_count = 0;
   absl::string_view payload;
 };
+// The part that its record should hold. DataLoss, naming the part, if there is no record or it does
+// not hold that part.
+absl::StatusOr<PartView> ViewPart(std::optional<absl::string_view> record_bytes,
+                                  const PartKey& key, const IndexEntry& entry);
 using PartVisitor = absl::FunctionRef<absl::Status(size_t, const PartView&)>;
 
 class TeacherCache {
@@ -134,7 +145,8 @@ class TeacherCache {
   absl::StatusOr<std::vector<PutCounts>> Put(absl::Span<const PutItem> items);
 
   // The longest prefix of the keys whose records have at most `bytes_max` in all, but at least one;
-  // nullopt for what is not there. DataLoss names the part that is damaged.
+  // nullopt for what is not there. The prefix ends before a part that turns out to be damaged; if
+  // that is the first, DataLoss names it.
   absl::StatusOr<std::vector<std::optional<Part>>> Get(absl::Span<const PartKey> keys,
                                                        uint64_t bytes_max);
   // As Get, without a copy: calls `visit` with the position of each key that is there, in the order
@@ -142,7 +154,10 @@ class TeacherCache {
   // ends it.
   absl::StatusOr<size_t> Visit(absl::Span<const PartKey> keys, uint64_t bytes_max,
                                PartVisitor visit);
+  // Nothing for a part that is noted as damaged.
   absl::StatusOr<std::vector<std::optional<IndexEntry>>> Find(absl::Span<const PartKey> keys);
+  // Damaged parts or not.
+  absl::StatusOr<std::vector<std::optional<IndexEntry>>> FindAll(absl::Span<const PartKey> keys);
   // Of which section a stored part is, as its record says; nullopt when it is not there.
   absl::StatusOr<std::optional<SectionSpec>> SpecOf(const PartKey& key);
   // By canonical spec.
@@ -162,6 +177,14 @@ class TeacherCache {
   // The origin of the record at `place`.
   absl::StatusOr<Provenance> OriginOf(const Place& place, uint32_t origin_slot);
 
+  // Any thread; on disk once the writer called SaveDamage. Nothing in a cache opened for reading.
+  void NoteDamage(const PartKey& key, const absl::Status& damage) {
+    if (writable_) damaged_.Note(key, damage);
+  }
+  bool HasUnsavedDamage() const { return writable_ && damaged_.unsaved(); }
+  absl::Status SaveDamage() { return damaged_.Save(store_); }
+  size_t damaged_parts() const { return damaged_.size(); }
+
   const CacheIdentity& identity() const { return identity_; }
   KvStore& store() { return store_; }
 
@@ -170,12 +193,18 @@ class TeacherCache {
     const PutItem* item;
     const Part* part;
     const IndexEntry* moved_from = nullptr;  // where it was, if it is only copied
+    std::optional<IndexEntry> replaces;      // a damaged one
   };
   class Group;
   struct Copies;
 
   explicit TeacherCache(KvStore& store) : store_(store) {}
   absl::Status ReadIdentity(bool* found);
+  absl::Status VisitOne(const PartKey& key, const IndexEntry& entry,
+                        std::optional<absl::string_view> bytes,
+                        absl::FunctionRef<absl::Status(const PartView&)> visit);
+  // Unless the part has another entry by now than the one that led to the damage.
+  void NoteDamageAt(const PartKey& key, const IndexEntry& entry, const absl::Status& damage);
   absl::Status CompareStored(const PutItem& item, const Part& part, const IndexEntry& entry,
                              PutCounts* counts);
   absl::Status Commit(const std::vector<NewPart>& parts);
@@ -190,6 +219,7 @@ class TeacherCache {
   absl::Status FreeSegment(uint64_t segment, ReclaimStep* step);
 
   KvStore& store_;
+  DamageList damaged_;
   CacheIdentity identity_;  // constant after Open
   bool writable_ = false;   // constant after Open
   bool counted_ = false;    // of the writer: every segment has its row

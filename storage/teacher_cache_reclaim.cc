@@ -202,7 +202,7 @@ absl::Status TeacherCache::CopyNext(ReclaimStep* step) {
   if (!live.copies.empty()) {
     std::vector<NewPart> parts;
     for (const Copies::Copy& copy : live.copies) {
-      parts.push_back({copy.item, &copy.item->parts[copy.part], &copy.from});
+      parts.push_back({copy.item, &copy.item->parts[copy.part], &copy.from, std::nullopt});
     }
     SH_RETURN_IF_ERROR(Commit(parts));
     step->bytes_copied = live.bytes;
@@ -229,7 +229,8 @@ absl::Status TeacherCache::CollectLive(const std::vector<KvEntry>& entries, Copi
     candidates.push_back({place, record, entry.key.size() + entry.value.size()});
     keys.push_back(record.key);
   }
-  SH_ASSIGN_OR_RETURN(const auto indexed, Find(keys));
+  // Damaged or not: nothing of it may be lost here.
+  SH_ASSIGN_OR_RETURN(const auto indexed, FindAll(keys));
   for (size_t i = 0; i < candidates.size(); ++i) {
     const auto& [place, record, bytes] = candidates[i];
     if (!indexed[i].has_value() || indexed[i]->place != place) continue;

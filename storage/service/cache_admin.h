@@ -49,6 +49,9 @@ class CacheAdmin {
   absl::StatusOr<VerifyStep> Verify(const std::string& after, int limit) {
     return VerifyCache(sections_, objects_, after, limit);
   }
+  absl::StatusOr<std::vector<std::string>> VerifyShares() {
+    return stillhouse::VerifyShares(sections_);
+  }
 
  private:
   TeacherCache& sections_;

@@ -328,9 +328,14 @@ void CacheServerImpl::Verify(RpcMessage message, Respond respond) {
   Answer<pb::VerifyRequest>(
       std::move(message), std::move(respond),
       [](const pb::VerifyRequest& request, CacheAdmin& cache) -> absl::StatusOr<RpcMessage> {
+        pb::VerifyResponse response;
+        if (request.shares()) {
+          SH_ASSIGN_OR_RETURN(const std::vector<std::string> shares, cache.VerifyShares());
+          for (const std::string& share : shares) response.add_shares(share);
+          return MakeMessage(response);
+        }
         const int limit = static_cast<int>(std::min<uint32_t>(request.limit(), kVerifyStepRecords));
         SH_ASSIGN_OR_RETURN(const VerifyStep step, cache.Verify(request.after(), limit));
-        pb::VerifyResponse response;
         response.set_records(step.records);
         for (const std::string& problem : step.problems) response.add_problems(problem);
         response.set_next(step.next);

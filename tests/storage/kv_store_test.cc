@@ -130,7 +130,8 @@ TEST_P(KvStoreTest, ApproximateSizeGrowsWithWhatIsStored) {
   SH_CHECK_OK(store_->Flush());
   EXPECT_GT(*store_->ApproximateSize(kA, "a", "z"), 50'000u);
   EXPECT_LT(*store_->ApproximateSize(kA, "x", "z"), 50'000u);
-  SH_CHECK_OK(store_->VerifyChecksums());
+  const std::vector<std::string> files = *store_->Files();
+  for (const std::string& file : files) SH_CHECK_OK(store_->VerifyFile(file));
   SH_CHECK_OK(store_->CompactRange(kA, "a", "z"));
   EXPECT_TRUE((*store_->Get(kA, "k")).has_value());
 }
