@@ -32,6 +32,7 @@ class LocalSession final : public CacheSession {
   absl::StatusOr<VerifyStep> Verify(const std::string& after) override {
     return admin_.Verify(after, kVerifyStepRecords);
   }
+  absl::StatusOr<std::vector<std::string>> VerifyShares() override { return admin_.VerifyShares(); }
   absl::Status Close() override { return directory_->Close(); }
   absl::StatusOr<std::vector<ObjectInfo>> List(absl::string_view prefix, absl::string_view after,
                                                int limit) override {
@@ -109,6 +110,7 @@ class RemoteSession final : public CacheSession {
   absl::StatusOr<JobDigest> DigestOfJob(const std::string& job) override;
   absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) override;
   absl::StatusOr<VerifyStep> Verify(const std::string& after) override;
+  absl::StatusOr<std::vector<std::string>> VerifyShares() override;
   absl::StatusOr<std::shared_ptr<const std::string>> GetObject(const std::string& name) override {
     return CallAndWait<std::shared_ptr<const std::string>>(
         loop_, [&](auto done) { client_->GetObject(name, std::move(done)); });
@@ -260,6 +262,16 @@ absl::StatusOr<std::vector<PutCounts>> RemoteSession::Put(std::vector<PutItem> i
                    });
     }
   });
+}
+
+absl::StatusOr<std::vector<std::string>> RemoteSession::VerifyShares() {
+  pb::VerifyRequest request;
+  request.set_shares(true);
+  request.set_limit(1);
+  SH_ASSIGN_OR_RETURN(const auto response, Call<pb::VerifyResponse>("cache.Verify", request));
+  // A server that knows of no shares has answered with a step.
+  if (response.shares().empty()) return std::vector<std::string>{""};
+  return std::vector<std::string>(response.shares().begin(), response.shares().end());
 }
 
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenDirectory(const std::string& path,

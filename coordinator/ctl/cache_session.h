@@ -1,8 +1,9 @@
 // CacheSession: a cache to ask questions of, whoever holds it: a server, or nobody (then its
 // directory).
 //
-// Owner: one verb. Blocking; one thread. Asking a directory takes a shared lock and no incarnation;
-// changing it takes what a server takes: the exclusive one, and an incarnation.
+// Owner: one verb. Blocking; one thread, but Verify from several. Asking a directory takes a shared
+// lock and no incarnation; changing it takes what a server takes: the exclusive one, and an
+// incarnation.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +30,8 @@ class CacheSession : public JobStore {
  public:
   virtual absl::StatusOr<CacheStat> Stat() = 0;
   virtual absl::StatusOr<VerifyStep> Verify(const std::string& after) = 0;
+  // Where Verify may begin so that all is gone through side by side; {""} if it cannot be shared.
+  virtual absl::StatusOr<std::vector<std::string>> VerifyShares() = 0;
   // Leaves a directory as a server leaves it; else without effect. REQUIRES: nothing follows.
   virtual absl::Status Close() = 0;
 

@@ -26,7 +26,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int kListPage = 1000;
-constexpr int kProblemsShownMax = 100;
 
 struct CacheOptions {
   CacheChoice choice;
@@ -168,37 +167,6 @@ absl::StatusOr<int> Du(const CacheOptions& options) {
       {"removed, not given back", "", "", "", HumanBytes(stat.space.dead_bytes), ""});
   Print(json, table, options.format);
   return kExitOk;
-}
-
-absl::StatusOr<int> Verify(const CacheOptions& options) {
-  SH_ASSIGN_OR_RETURN(const auto cache, OpenCacheSession(options.choice));
-  VerifyStep all;
-  uint64_t problems = 0;
-  do {
-    SH_ASSIGN_OR_RETURN(const VerifyStep step, cache->Verify(all.next));
-    all.records += step.records;
-    all.unreferenced += step.unreferenced;
-    for (const std::string& problem : step.problems) {
-      if (++problems <= kProblemsShownMax) all.problems.push_back(problem);
-    }
-    all.next = step.next;
-  } while (!all.next.empty());
-  if (options.format == OutputFormat::kTable) {
-    for (const std::string& problem : all.problems) PrintText(absl::StrCat(problem, "\n"));
-    PrintText(absl::StrCat(
-        all.records, " records read, ", problems, " damaged",
-        all.unreferenced == 0
-            ? ""
-            : absl::StrCat(", ", all.unreferenced, " removed or left by a crash (harmless)"),
-        "\n"));
-  } else {
-    PrintText(Render({{"records", all.records},
-                      {"damaged", problems},
-                      {"unreferenced", all.unreferenced},
-                      {"problems", all.problems}},
-                     options.format));
-  }
-  return problems == 0 ? kExitOk : kExitCorrupt;
 }
 
 absl::Status WriteOut(const CacheOptions& options, absl::string_view bytes) {
@@ -377,11 +345,7 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
       "Examples:\n  coordinatorctl cache get handbook --document 3 --section stats --dir cache\n"
       "  coordinatorctl cache get --object job/handbook --dir cache\n");
 
-  CLI::App* verify = AddVerb(cache, chosen, "verify", "Read and check everything", Verify, options);
-  AddOutputOption(*verify, &options->format);
-  verify->footer(
-      "Exit code 7 when something is damaged.\n"
-      "Example:\n  coordinatorctl cache verify --dir cache\n");
+  AddCacheTrustVerbs(*cache, chosen);
 
   CLI::App* digest = AddVerb(cache, chosen, "digest", "One hash over all that a job captured",
                              DigestVerb, options);

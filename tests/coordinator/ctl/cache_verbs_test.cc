@@ -127,6 +127,35 @@ TEST_F(CacheVerbsTest, VerifyFindsAFlippedBit) {
   EXPECT_EQ(damaged.code, kExitCorrupt) << damaged.out << damaged.errors;
 }
 
+TEST_F(CacheVerbsTest, RepairKeepsWhatIsWholeAndListsWhatIsGone) {
+  EXPECT_THAT(Run(Dir("repair")).out, HasSubstr("nothing to repair"));
+  const std::string database = JoinPath(directory_, "db");
+  const std::vector<std::string> names = *ListFolder(database);
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(database, name);
+    std::string bytes = *ReadFile(path);
+    // A bit of the first record of a part.
+    const size_t record = name.ends_with(".sst") ? bytes.find("SHrc") : std::string::npos;
+    if (record == std::string::npos) continue;
+    bytes[record + 70] ^= 1;
+    SH_CHECK_OK(WriteFileAtomically(path, bytes));
+  }
+  const Result found = Run(Dir("verify"));
+  EXPECT_EQ(found.code, kExitCorrupt);
+  EXPECT_THAT(found.out, HasSubstr(" damaged"));
+  const Result dry = Run(Dir("repair --dry-run"));
+  EXPECT_THAT(dry.out, HasSubstr("nothing was changed"));
+  EXPECT_EQ(Run(Dir("verify")).code, kExitCorrupt);
+  const json repaired = json::parse(Run(Dir("repair -o json")).out);
+  EXPECT_EQ(repaired["changed"], true);
+  ASSERT_EQ(repaired["gone"].size(), 1u);
+  EXPECT_THAT(repaired["gone"][0].get<std::string>(), HasSubstr(" of chunk "));
+  EXPECT_TRUE(PathExists(repaired["quarantine"].get<std::string>()));
+  EXPECT_EQ(Run(Dir("verify")).code, 0);
+  EXPECT_EQ(json::parse(Run(Dir("du test -o json")).out)["training"]["missing"], 1);
+  EXPECT_EQ(Run("repair --dir " + JoinPath(folder_.path(), "none")).code, kExitNotFound);
+}
+
 TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
   const std::string address = Serve(directory_, "s");
   const auto ask = [&](const std::string& verb) { return Run(verb + " --server " + address); };
