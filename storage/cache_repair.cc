@@ -131,7 +131,7 @@ class Repair {
   absl::Status Build(const std::string& database) {
     Progress("reading the files of the database");
     RocksOptions rocks = CacheRocksOptions(scratch_);
-    const bool opens = OpensStrictly(database);
+    const absl::Status opens = OpenStrictly(database);
     SH_ASSIGN_OR_RETURN(const RocksRepair files, RebuildRocks(database, rocks, options_.threads));
     Step("linked");
     Note(files, opens);
@@ -140,15 +140,15 @@ class Repair {
     return store->Close();
   }
 
-  bool OpensStrictly(const std::string& database) {
+  static absl::Status OpenStrictly(const std::string& database) {
     RocksOptions rocks = CacheRocksOptions(FolderOf(database));
     rocks.read_only = true;
-    auto store = OpenRocksKvStore(rocks);
-    return store.ok();
+    return OpenRocksKvStore(rocks).status();
   }
 
-  void Note(const RocksRepair& files, bool opens) {
-    report_.changed = !opens || !files.damaged.empty() || !files.in_log.empty();
+  void Note(const RocksRepair& files, const absl::Status& opens) {
+    report_.changed = !opens.ok() || !files.damaged.empty() || !files.in_log.empty();
+    if (!opens.ok()) report_.damaged_files.push_back(std::string(opens.message()));
     for (const TableFile& table : files.damaged) {
       report_.damaged_files.push_back(std::string(table.damage.message()));
     }

@@ -121,8 +121,8 @@ struct PartView {
 };
 // The part that its record should hold. DataLoss, naming the part, if there is no record or it does
 // not hold that part.
-absl::StatusOr<PartView> ViewPart(std::optional<absl::string_view> record_bytes,
-                                  const PartKey& key, const IndexEntry& entry);
+absl::StatusOr<PartView> ViewPart(std::optional<absl::string_view> record_bytes, const PartKey& key,
+                                  const IndexEntry& entry);
 using PartVisitor = absl::FunctionRef<absl::Status(size_t, const PartView&)>;
 
 class TeacherCache {

@@ -102,16 +102,16 @@ absl::StatusOr<size_t> TeacherCache::Visit(absl::Span<const PartKey> keys, uint6
     if (!refused.ok()) return refused;
     if (status.ok()) break;
     if (!absl::IsDataLoss(status) || next == wanted.size()) return status;
-    const size_t i = order[next];
-    NoteDamageAt(keys[i], *entries[i], status);
-    if (i <= answered) {
-      answered = i;
+    if (order[next] <= answered) {
+      answered = order[next];
       first_damage = status;
     }
     begin = next + 1;
   }
-  if (answered == 0 && !first_damage.ok()) return first_damage;
-  return answered;
+  if (answered > 0 || first_damage.ok()) return answered;
+  // Noted when somebody is told: whoever asks for it later is told that it is not there.
+  NoteDamageAt(keys[0], *entries[0], first_damage);
+  return first_damage;
 }
 
 void TeacherCache::NoteDamageAt(const PartKey& key, const IndexEntry& entry,

@@ -96,7 +96,9 @@ TEST_F(CacheDamageTest, FlipsInTablesOfRecordsAreFoundAndCostLittle) {
       const Outcome outcome = LookAt(copy.path());
       EXPECT_TRUE(outcome.found);
       // One block is hit: a large record, or some of the small ones. All others are served.
-      if (!outcome.refused) EXPECT_GE(outcome.served.whole, PartsOf(kDocuments) - 6);
+      if (!outcome.refused) {
+        EXPECT_GE(outcome.served.whole, PartsOf(kDocuments) - 6);
+      }
       ExpectRepairs(copy.path(), PartsOf(kDocuments) - 1);
     }
   }
@@ -111,7 +113,9 @@ TEST_F(CacheDamageTest, FlipsInOtherTablesLoseNoPart) {
       Flip(file, size - kFooterBytes, copy.path());
       SCOPED_TRACE(place_);
       const Outcome outcome = LookAt(copy.path());
-      if (!outcome.refused) EXPECT_EQ(outcome.served.whole, PartsOf(kDocuments));
+      if (!outcome.refused) {
+        EXPECT_EQ(outcome.served.whole, PartsOf(kDocuments));
+      }
       ExpectRepairs(copy.path(), PartsOf(kDocuments));
     }
   }
@@ -158,7 +162,9 @@ TEST_F(CacheDamageTest, FlipsInCurrentAndManifestLoseNothing) {
       SCOPED_TRACE(place_);
       const Outcome outcome = LookAt(copy.path());
       // One that looks like a torn tail is opened; what is then unnamed has been set aside.
-      if (!outcome.refused) EXPECT_EQ(outcome.served.damaged, 0);
+      if (!outcome.refused) {
+        EXPECT_EQ(outcome.served.damaged, 0);
+      }
       ExpectRepairs(copy.path(), PartsOf(kDocuments));
     }
   }

@@ -66,7 +66,15 @@ class WatchedKvStore final : public KvStore {
     return store_.FlushFamily(family);
   }
   absl::Status Flush() override { return store_.Flush(); }
-  absl::Status VerifyChecksums() override { return store_.VerifyChecksums(); }
+  absl::StatusOr<std::vector<std::string>> Files() override { return store_.Files(); }
+  absl::Status VerifyFile(const std::string& name) override { return store_.VerifyFile(name); }
+  absl::Status EmptyFamily(KvFamily family) override {
+    SH_RETURN_IF_ERROR(Change());
+    return store_.EmptyFamily(family);
+  }
+  absl::StatusOr<std::vector<std::string>> SetAsideAtOpen() override {
+    return store_.SetAsideAtOpen();
+  }
   absl::Status Close() override { return absl::OkStatus(); }
 
  private:

@@ -149,7 +149,7 @@ TEST_F(CacheVerbsTest, RepairKeepsWhatIsWholeAndListsWhatIsGone) {
   const json repaired = json::parse(Run(Dir("repair -o json")).out);
   EXPECT_EQ(repaired["changed"], true);
   ASSERT_EQ(repaired["gone"].size(), 1u);
-  EXPECT_THAT(repaired["gone"][0].get<std::string>(), HasSubstr(" of chunk "));
+  EXPECT_THAT(repaired["gone"][0].get<std::string>(), HasSubstr("part: section "));
   EXPECT_TRUE(PathExists(repaired["quarantine"].get<std::string>()));
   EXPECT_EQ(Run(Dir("verify")).code, 0);
   EXPECT_EQ(json::parse(Run(Dir("du test -o json")).out)["training"]["missing"], 1);
