@@ -1,6 +1,7 @@
 #include "recipe/recipe.h"
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <utility>
 #include <variant>
@@ -20,6 +21,8 @@ constexpr int64_t kTokensMax = 1'000'000;  // of one document
 constexpr int64_t kRowsMax = 1 << 30;      // of one step or chunk
 constexpr int64_t kStepsMax = 1'000'000'000;
 constexpr int64_t kDrawsMax = 1000;
+constexpr int64_t kTopDefault = 64, kTopIdsMax = 65'536;
+constexpr double kTopPMin = 1e-6;  // p is stored in millionths
 constexpr int64_t kLayersMax = 1000;
 constexpr int64_t kWindowMax = 1'000'000;
 constexpr int64_t kKeptMax = 1'000'000;
@@ -45,6 +48,7 @@ class Reader {
   void ReadTeacher(Fields& f, TeacherRecipe& teacher);
   void ReadDataset(Fields& f, DatasetRecipe& dataset);
   void ReadCapture(Fields& f, CaptureRecipe& capture);
+  void ReadLogits(Fields& f, CaptureRecipe& capture);
   void ReadCache(Fields& f, Recipe& recipe);
   void ReadStudent(Fields& f, StudentRecipe& student);
   void ReadInit(Fields& f, InitRecipe& init);
@@ -133,24 +137,45 @@ void Reader::ReadDataset(Fields& f, DatasetRecipe& dataset) {
 }
 
 void Reader::ReadCapture(Fields& f, CaptureRecipe& capture) {
-  f.Map("logits", Need::kOptional, "method", [&](Fields& g) {
-    int64_t draws = 50;
-    int method = 0;
-    g.LaterWord("method", "topk", "top-k logits");
-    g.LaterWord("method", "topp", "top-p logits");
-    g.Choice<int>("method", Need::kRequired, {{"sampled", 0}}, &method);
-    g.Integer("draws", Need::kOptional, {1, kDrawsMax}, &draws);
-    g.Later("k", "top-k logits");
-    g.Later("p", "top-p logits");
-    capture.sampled_draws = draws;
-  });
+  f.List("logits", Need::kOptional, /*one_allowed=*/true,
+         [&](const YamlNode& node, const std::string& path) {
+           ReadMap(node, path, "method", report_, [&](Fields& g) { ReadLogits(g, capture); });
+         });
   f.Map("hidden", Need::kOptional, "", [&](Fields& g) {
     g.Truth("last", &capture.hidden_last);
-    g.Later("layers", "hidden states of inner layers");
-    g.Later("dtype", "choosing the type of stored hidden states");
+    g.Integers("layers", {0, kLayersMax - 1}, &capture.hidden_layers);
+    g.Choice<bool>("dtype", Need::kOptional, {{"bf16", false}, {"int8", true}},
+                   &capture.layers_int8);
   });
   f.Later("attention", "attention probabilities");
   f.Later("attention_output", "outputs of attention heads");
+}
+
+void Reader::ReadLogits(Fields& f, CaptureRecipe& capture) {
+  enum class Method { kSampled, kTopK, kTopP };
+  Method method = Method::kSampled;
+  f.Choice<Method>(
+      "method", Need::kRequired,
+      {{"sampled", Method::kSampled}, {"topk", Method::kTopK}, {"topp", Method::kTopP}}, &method);
+  if (method == Method::kSampled) {
+    int64_t draws = 50;
+    f.Integer("draws", Need::kOptional, {1, kDrawsMax}, &draws);
+    if (capture.sampled_draws.has_value()) {
+      report_.AddAt(f.PathOf("method"), "sampled twice: draw once, as often as any student needs");
+    }
+    capture.sampled_draws = draws;
+    return;
+  }
+  TopRecipe top{.k = kTopDefault};
+  if (method == Method::kTopK) {
+    f.Integer("k", Need::kOptional, {1, kTopIdsMax}, &top.k);
+  } else {
+    double p = 0;
+    f.Real("p", Need::kRequired, {.min = kTopPMin, .max = 1 - kTopPMin}, &p);
+    top.p_millionths = std::llround(p * 1e6);
+    f.Integer("k_max", Need::kOptional, {1, kTopIdsMax}, &top.k);
+  }
+  capture.top.push_back(top);
 }
 
 void Reader::ReadCache(Fields& f, Recipe& recipe) {

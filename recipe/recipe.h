@@ -38,9 +38,17 @@ struct DatasetRecipe {
   int64_t chunk_tokens = 16384;
 };
 
+struct TopRecipe {
+  int64_t k = 0;             // the most ids of a row
+  int64_t p_millionths = 0;  // 0: top-k; else the probability at which a row ends
+};
+
 struct CaptureRecipe {
   std::optional<int64_t> sampled_draws;  // logits: {method: sampled, draws: N}
+  std::vector<TopRecipe> top;            // logits: {method: topk, k: N} or {method: topp, p: X}
   bool hidden_last = false;              // hidden: {last: true}
+  std::vector<int64_t> hidden_layers;    // hidden: {layers: [N, …], dtype: …}
+  bool layers_int8 = false;
 };
 
 struct CacheRecipe {

@@ -1,6 +1,7 @@
 #include "recipe/recipe_rules.h"
 
 #include <set>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -86,6 +87,23 @@ void CheckStudent(const Recipe& recipe, const StudentRecipe& student, const std:
   }
 }
 
+void CheckCapture(const CaptureRecipe& capture, Report& report) {
+  std::set<std::pair<int64_t, int64_t>> tops;
+  for (const TopRecipe& top : capture.top) {
+    if (tops.insert({top.k, top.p_millionths}).second) continue;
+    report.AddAt("capture.logits", "the same top-k or top-p logits twice");
+  }
+  std::set<int64_t> layers;
+  for (size_t i = 0; i < capture.hidden_layers.size(); ++i) {
+    if (layers.insert(capture.hidden_layers[i]).second) continue;
+    report.AddAt(absl::StrCat("capture.hidden.layers[", i, "]"), "a layer twice");
+  }
+  if (report.Has("capture.hidden.dtype") && capture.hidden_layers.empty()) {
+    report.AddAt("capture.hidden.dtype",
+                 "is that of hidden.layers, of which there are none; last is always bf16");
+  }
+}
+
 // People are told to delete these, and a cache is worth more than they are.
 void CheckCacheFolder(const Recipe& recipe, Report& report) {
   if (recipe.cache_directory == recipe.output) {
@@ -108,6 +126,7 @@ void CheckRules(const Recipe& recipe, Report& report) {
                                                       recipe.dataset.max_tokens));
   }
   CheckCacheFolder(recipe, report);
+  CheckCapture(recipe.capture, report);
   if (recipe.cache.retention == CacheRecipe::Retention::kUntilRead && recipe.cache.bytes_max == 0) {
     report.AddAt("cache.retention",
                  "until_read makes room below cache.bytes_max, which is not set");

@@ -47,6 +47,14 @@ void AddShared(const Recipe& recipe, Canonical& out) {
   out.Add("chunk_tokens", dataset.chunk_tokens);
   out.Add("capture.sampled", recipe.capture.sampled_draws.value_or(0));
   out.Add("capture.hidden_last", recipe.capture.hidden_last ? 1 : 0);
+  // Spelt only where there are any, so that recipes from before keep their hashes.
+  for (const TopRecipe& top : recipe.capture.top) {
+    out.Add("capture.top", absl::StrCat(top.k, ",", top.p_millionths));
+  }
+  if (!recipe.capture.hidden_layers.empty()) {
+    out.Add("capture.layers", absl::StrJoin(recipe.capture.hidden_layers, ","));
+    out.Add("capture.layers_int8", recipe.capture.layers_int8 ? 1 : 0);
+  }
 }
 
 void AddOptimizer(const OptimizerRecipe& optimizer, Canonical& out) {

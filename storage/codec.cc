@@ -115,6 +115,17 @@ SectionRows NoRows(const SectionSpec& spec) {
   SH_CHECK(false, "section kind ", static_cast<int>(spec.kind));
 }
 
+void AppendRow(const SectionRows& from, size_t row, SectionRows* to) {
+  SH_CHECK(from.index() == to->index(), "rows of two kinds");
+  std::visit(
+      [&](const auto& rows) { AppendRow(rows, row, &std::get<std::decay_t<decltype(rows)>>(*to)); },
+      from);
+}
+
+size_t RowCount(const SectionRows& rows) {
+  return std::visit([](const auto& some) { return some.rows(); }, rows);
+}
+
 std::string EncodeSection(const SectionSpec& spec, const SectionRows& rows, uint32_t begin,
                           uint32_t end) {
   SH_CHECK(rows.index() == NoRows(spec).index(), "rows of another kind than ", spec.Name());

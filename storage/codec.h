@@ -66,6 +66,9 @@ absl::Status DecodeHiddenInt8(absl::string_view payload, uint32_t row_count, Hid
 using SectionRows = std::variant<StatsRows, SampledRows, TopTokenRows, HiddenRows>;
 // None yet, of the kind that the spec asks for.
 SectionRows NoRows(const SectionSpec& spec);
+// As AppendRow of their kind. REQUIRES: both are of one kind.
+void AppendRow(const SectionRows& from, size_t row, SectionRows* to);
+size_t RowCount(const SectionRows& rows);
 // REQUIRES: the rows are of the spec, and what the codec of its kind requires.
 std::string EncodeSection(const SectionSpec& spec, const SectionRows& rows, uint32_t begin,
                           uint32_t end);

@@ -163,4 +163,34 @@ Digest SectionKey(const Digest& teacher, const Digest& document, const SectionSp
       .Finish();
 }
 
+void AppendRow(const StatsRows& from, size_t row, StatsRows* to) {
+  to->entropy.push_back(from.entropy[row]);
+  to->logsumexp.push_back(from.logsumexp[row]);
+  to->top1_id.push_back(from.top1_id[row]);
+  to->top1_logprob.push_back(from.top1_logprob[row]);
+  to->next_logprob.push_back(from.next_logprob[row]);
+}
+
+void AppendRow(const SampledRows& from, size_t row, SampledRows* to) {
+  const uint32_t begin = from.offsets[row], end = from.offsets[row + 1];
+  to->draws = from.draws;
+  to->ids.insert(to->ids.end(), from.ids.begin() + begin, from.ids.begin() + end);
+  to->counts.insert(to->counts.end(), from.counts.begin() + begin, from.counts.begin() + end);
+  to->offsets.push_back(static_cast<uint32_t>(to->ids.size()));
+}
+
+void AppendRow(const TopTokenRows& from, size_t row, TopTokenRows* to) {
+  const uint32_t begin = from.offsets[row], end = from.offsets[row + 1];
+  to->ids.insert(to->ids.end(), from.ids.begin() + begin, from.ids.begin() + end);
+  to->levels.insert(to->levels.end(), from.levels.begin() + begin, from.levels.begin() + end);
+  to->offsets.push_back(static_cast<uint32_t>(to->ids.size()));
+  to->residual_levels.push_back(from.residual_levels[row]);
+}
+
+void AppendRow(const HiddenRows& from, size_t row, HiddenRows* to) {
+  const auto begin = from.values.begin() + static_cast<ptrdiff_t>(row * from.hidden_size);
+  to->hidden_size = from.hidden_size;
+  to->values.insert(to->values.end(), begin, begin + from.hidden_size);
+}
+
 }  // namespace stillhouse

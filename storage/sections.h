@@ -96,4 +96,11 @@ struct HiddenRows {
   size_t rows() const { return hidden_size == 0 ? 0 : values.size() / hidden_size; }
 };
 
+// Row `row` of `from` behind those of `to`, which takes over its draws or hidden size. REQUIRES:
+// row < from.rows(); from is not *to.
+void AppendRow(const StatsRows& from, size_t row, StatsRows* to);
+void AppendRow(const SampledRows& from, size_t row, SampledRows* to);
+void AppendRow(const TopTokenRows& from, size_t row, TopTokenRows* to);
+void AppendRow(const HiddenRows& from, size_t row, HiddenRows* to);
+
 }  // namespace stillhouse

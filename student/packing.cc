@@ -5,23 +5,6 @@
 #include "common/status.h"
 
 namespace stillhouse {
-namespace {
-
-void AppendRow(const SampledRows& from, size_t row, SampledRows* to) {
-  const uint32_t begin = from.offsets[row], end = from.offsets[row + 1];
-  to->draws = from.draws;
-  to->ids.insert(to->ids.end(), from.ids.begin() + begin, from.ids.begin() + end);
-  to->counts.insert(to->counts.end(), from.counts.begin() + begin, from.counts.begin() + end);
-  to->offsets.push_back(static_cast<uint32_t>(to->ids.size()));
-}
-
-void AppendRow(const HiddenRows& from, size_t row, HiddenRows* to) {
-  const auto begin = from.values.begin() + static_cast<ptrdiff_t>(row * from.hidden_size);
-  to->hidden_size = from.hidden_size;
-  to->values.insert(to->values.end(), begin, begin + from.hidden_size);
-}
-
-}  // namespace
 
 std::vector<size_t> GroupDocuments(absl::Span<const uint32_t> rows, uint64_t rows_max,
                                    bool packed) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "ATen/ops/empty.h"
@@ -14,6 +15,7 @@
 #include "model/parallel.h"
 #include "model/torch_status.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 
 namespace stillhouse {
 namespace {
@@ -55,21 +57,18 @@ DecoderBatch PaddedBatch(const Plan& plan, const PlanBatch& batch) {
   return padded;
 }
 
-bool CopyStateBits(const float* state, int64_t width, uint16_t* bits) {
-  bool finite = true;
+uint16_t StateBits(float state) { return FloatToBf16(state); }
+uint16_t StateBits(uint16_t state) { return state; }
+
+// False where a magnitude is not below that of `limit`, a bf16 number.
+template <typename T>
+bool CopyStateBits(const T* state, int64_t width, uint16_t limit, uint16_t* bits) {
+  bool below = true;
   for (int64_t i = 0; i < width; ++i) {
-    bits[i] = FloatToBf16(state[i]);
-    finite = finite && (bits[i] & 0x7f80u) != 0x7f80u;
+    bits[i] = StateBits(state[i]);
+    below = below && (bits[i] & 0x7fffu) < limit;
   }
-  return finite;
-}
-bool CopyStateBits(const uint16_t* state, int64_t width, uint16_t* bits) {
-  bool finite = true;
-  for (int64_t i = 0; i < width; ++i) {
-    bits[i] = state[i];
-    finite = finite && (bits[i] & 0x7f80u) != 0x7f80u;
-  }
-  return finite;
+  return below;
 }
 
 // Calls f with the tensor's data as float* or as the bits of bfloat16.
@@ -82,63 +81,78 @@ void WithData(const at::Tensor& tensor, F f) {
   }
 }
 
-void ReserveStats(StatsRows* stats, size_t rows) {
-  stats->entropy.resize(rows);
-  stats->logsumexp.resize(rows);
-  stats->top1_id.resize(rows);
-  stats->top1_logprob.resize(rows);
-  stats->next_logprob.resize(rows);
-}
-
 bool FitsStats(const RowSummary& summary, float next) {
   return std::abs(summary.logsumexp) < kStatsMagnitudeMax && std::abs(next) < kStatsMagnitudeMax &&
          std::isfinite(summary.entropy);
 }
 
-// Draws of one range of rows, in order; moved into the documents when all ranges are done.
-struct DrawnRow {
-  std::vector<int32_t> ids;
-  std::vector<uint16_t> counts;
+bool IsHidden(const SectionSpec& spec) {
+  return spec.kind == SectionKind::kHiddenLast || spec.kind == SectionKind::kHiddenLayer;
+}
+
+// What a row depends on besides the teacher.
+struct RowText {
+  const Digest& document;
+  uint32_t position;
+  int32_t next;  // the token that follows
 };
 
-absl::Status NotCaptured(const SectionSpec& spec) {
-  return absl::UnimplementedError(
-      absl::StrCat(spec.Canonical(), ": teachers of this version do not capture it"));
+// The documents of a batch, with room for their hidden states, otherwise without rows.
+std::vector<CapturedDocument> NoDocuments(const Plan& plan, const PlanBatch& batch,
+                                          const CaptureRequest& request) {
+  std::vector<CapturedDocument> documents;
+  for (uint32_t d = batch.begin; d < batch.end; ++d) {
+    CapturedDocument& document = documents.emplace_back(CapturedDocument{d, {}});
+    for (const SectionSpec& spec : request) {
+      document.sections.push_back(NoRows(spec));
+      if (auto* hidden = std::get_if<HiddenRows>(&document.sections.back())) {
+        hidden->values.resize(static_cast<size_t>(plan.document(d).rows()) * spec.hidden_size);
+      }
+    }
+  }
+  return documents;
+}
+
+// One row of a section of logits.
+SectionRows CaptureRow(const SectionSpec& spec, const RowText& text, RowCapture& logits) {
+  SectionRows captured = NoRows(spec);
+  if (auto* stats = std::get_if<StatsRows>(&captured)) {
+    const RowSummary summary = logits.Summary();
+    stats->entropy.push_back(summary.entropy);
+    stats->logsumexp.push_back(summary.logsumexp);
+    stats->top1_id.push_back(summary.top1_id);
+    stats->top1_logprob.push_back(summary.top1_logprob);
+    stats->next_logprob.push_back(logits.LogProbability(text.next));
+  } else if (auto* sampled = std::get_if<SampledRows>(&captured)) {
+    logits.Draw(text.document, text.position, spec.draws, &sampled->ids, &sampled->counts);
+    sampled->offsets.push_back(static_cast<uint32_t>(sampled->ids.size()));
+  } else {
+    TopRule rule{.k = spec.k};
+    if (spec.kind == SectionKind::kLogitsTopP) rule.p = spec.p_millionths * 1e-6;
+    AppendTopRow(logits.LogProbabilities(), rule, &std::get<TopTokenRows>(captured));
+  }
+  return captured;
 }
 
 }  // namespace
 
 absl::StatusOr<CaptureRequest> MakeCaptureRequest(absl::Span<const SectionSpec> specs,
                                                   const ModelConfig& config) {
-  CaptureRequest request;
-  for (const SectionSpec& spec : specs) {
-    bool again = false;
-    switch (spec.kind) {
-      case SectionKind::kStats:
-        again = std::exchange(request.stats, true);
-        break;
-      case SectionKind::kLogitsSampled:
-        again = std::exchange(request.draws, spec.draws) != 0;
-        break;
-      case SectionKind::kHiddenLast:
-        again = std::exchange(request.hidden, true);
-        if (spec.hidden_size != config.hidden_size) {
-          return absl::InvalidArgumentError(absl::StrCat(
-              spec.Canonical(), ": this teacher's hidden size is ", config.hidden_size));
-        }
-        if (spec.dtype != HiddenDtype::kBf16) return NotCaptured(spec);
-        break;
-      case SectionKind::kLogitsTopK:
-      case SectionKind::kLogitsTopP:
-      case SectionKind::kHiddenLayer:
-        return NotCaptured(spec);
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const SectionSpec& spec = specs[i];
+    if (std::find(specs.begin(), specs.begin() + i, spec) != specs.begin() + i) {
+      return absl::InvalidArgumentError(absl::StrCat(spec.Canonical(), " is asked for twice"));
     }
-    if (again) {
+    if (IsHidden(spec) && spec.hidden_size != config.hidden_size) {
       return absl::InvalidArgumentError(
-          absl::StrCat(spec.Canonical(), ": one chunk holds one section of a kind"));
+          absl::StrCat(spec.Canonical(), ": this teacher's hidden size is ", config.hidden_size));
+    }
+    if (spec.kind == SectionKind::kHiddenLayer && spec.layer >= config.layers) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(spec.Canonical(), ": this teacher has ", config.layers, " layers"));
     }
   }
-  return request;
+  return CaptureRequest(specs.begin(), specs.end());
 }
 
 absl::StatusOr<Capturer> Capturer::Create(TeacherBackend& backend, uint32_t vocabulary) {
@@ -175,7 +189,7 @@ absl::Status Capturer::CaptureLogits(const Plan& plan, const PlanBatch& batch,
   // As many ranges as threads, each with buffers of its own.
   const int64_t ranges = static_cast<int64_t>(workers_.size());
   const int64_t width = backend_->config().vocab_size;
-  std::vector<DrawnRow> drawn(request.draws > 0 ? rows.size() : 0);
+  std::vector<SectionRows> captured(rows.size() * request.size());  // in order when all are done
   FirstBad not_finite, too_large;
   WithData(logits, [&](const auto* data) {
     ParallelFor(0, ranges, 1, [&](int64_t first, int64_t last) {
@@ -183,25 +197,16 @@ absl::Status Capturer::CaptureLogits(const Plan& plan, const PlanBatch& batch,
         RowCapture& worker = workers_[static_cast<size_t>(range)];
         for (int64_t r = count * range / ranges; r < count * (range + 1) / ranges; ++r) {
           const Row& row = rows[static_cast<size_t>(r)];
-          CapturedDocument& document = (*documents)[row.document];
           if (!worker.Read(data + r * width)) {
             not_finite.Report(r);
             continue;
           }
-          const RowSummary summary = worker.Summary();
-          const float next = worker.LogProbability(row.next);
-          if (!FitsStats(summary, next)) too_large.Report(r);
-          if (request.stats) {
-            document.stats.entropy[row.position] = summary.entropy;
-            document.stats.logsumexp[row.position] = summary.logsumexp;
-            document.stats.top1_id[row.position] = summary.top1_id;
-            document.stats.top1_logprob[row.position] = summary.top1_logprob;
-            document.stats.next_logprob[row.position] = next;
-          }
-          if (request.draws > 0) {
-            DrawnRow& out = drawn[static_cast<size_t>(r)];
-            worker.Draw(plan.document(batch.begin + row.document).key, row.position, request.draws,
-                        &out.ids, &out.counts);
+          if (!FitsStats(worker.Summary(), worker.LogProbability(row.next))) too_large.Report(r);
+          const Digest& key = plan.document(batch.begin + row.document).key;
+          for (size_t s = 0; s < request.size(); ++s) {
+            if (IsHidden(request[s])) continue;
+            captured[static_cast<size_t>(r) * request.size() + s] =
+                CaptureRow(request[s], {key, row.position, row.next}, worker);
           }
         }
       }
@@ -213,11 +218,42 @@ absl::Status Capturer::CaptureLogits(const Plan& plan, const PlanBatch& batch,
   };
   if (not_finite.row() >= 0) return blame(not_finite.row(), "logits that are not finite");
   if (too_large.row() >= 0) return blame(too_large.row(), "logits too large to store");
-  for (size_t r = 0; r < drawn.size(); ++r) {
-    SampledRows& sampled = (*documents)[rows[r].document].sampled;
-    sampled.ids.insert(sampled.ids.end(), drawn[r].ids.begin(), drawn[r].ids.end());
-    sampled.counts.insert(sampled.counts.end(), drawn[r].counts.begin(), drawn[r].counts.end());
-    sampled.offsets.push_back(static_cast<uint32_t>(sampled.ids.size()));
+  for (size_t r = 0; r < rows.size(); ++r) {
+    for (size_t s = 0; s < request.size(); ++s) {
+      if (IsHidden(request[s])) continue;
+      AppendRow(captured[r * request.size() + s], 0, &(*documents)[rows[r].document].sections[s]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Capturer::CaptureAllLogits(const Plan& plan, const PlanBatch& batch,
+                                        const CaptureRequest& request, absl::Span<const Row> rows,
+                                        const at::Tensor& padded, absl::FunctionRef<void()> stepped,
+                                        std::vector<CapturedDocument>* documents) {
+  std::vector<int64_t> places;
+  for (const Row& row : rows) places.push_back(row.place);
+  const int64_t count = static_cast<int64_t>(rows.size());
+  at::Tensor hidden;  // [rows, H], padding left out
+  SH_RETURN_IF_ERROR(CallTorch([&] {
+    hidden = padded.index_select(
+        0, at::from_blob(places.data(), {count}, at::TensorOptions().dtype(at::kLong)));
+    if (!logits_.defined()) {
+      logits_ = at::empty({chunk_rows_, backend_->config().vocab_size},
+                          at::TensorOptions().dtype(backend_->dtype()));
+    }
+  }));
+  while (workers_.size() < static_cast<size_t>(ComputeThreads())) {
+    workers_.emplace_back(vocabulary_);
+  }
+  for (int64_t begin = 0; begin < count; begin += chunk_rows_) {
+    const int64_t size = std::min(chunk_rows_, count - begin);
+    at::Tensor chunk;
+    SH_RETURN_IF_ERROR(CallTorch([&] { chunk = hidden.narrow(0, begin, size); }));
+    SH_RETURN_IF_ERROR(CaptureLogits(
+        plan, batch, request, rows.subspan(static_cast<size_t>(begin), static_cast<size_t>(size)),
+        chunk, documents));
+    stepped();
   }
   return absl::OkStatus();
 }
@@ -236,73 +272,57 @@ absl::StatusOr<std::vector<CapturedDocument>> Capturer::Run(const Plan& plan,
   std::vector<int64_t> places;
   places.reserve(rows.size());
   for (const Row& row : rows) places.push_back(row.place);
+  std::vector<CapturedDocument> documents = NoDocuments(plan, batch, request);
 
+  absl::Status of_layers;
   SH_ASSIGN_OR_RETURN(
       const at::Tensor padded,
       backend_->Hidden(PaddedBatch(plan, batch),
                        [&](int64_t layer, const at::Tensor& input, const at::Tensor& output) {
                          if (influence != nullptr) influence->Add(layer, input, output, places);
+                         of_layers.Update(CaptureHidden(batch, request, SectionKind::kHiddenLayer,
+                                                        layer, rows, output, &documents));
                          stepped();
                        }));
-  at::Tensor hidden;  // [rows, H], padding left out
-  const int64_t count = static_cast<int64_t>(rows.size());
-  SH_RETURN_IF_ERROR(CallTorch([&] {
-    hidden = padded.index_select(
-        0, at::from_blob(places.data(), {count}, at::TensorOptions().dtype(at::kLong)));
-    if (!logits_.defined()) {
-      logits_ = at::empty({chunk_rows_, backend_->config().vocab_size},
-                          at::TensorOptions().dtype(backend_->dtype()));
-    }
-  }));
-  while (workers_.size() < static_cast<size_t>(ComputeThreads()))
-    workers_.emplace_back(vocabulary_);
-
-  std::vector<CapturedDocument> documents(batch.end - batch.begin);
-  const uint32_t hidden_size = static_cast<uint32_t>(backend_->config().hidden_size);
-  for (uint32_t d = 0; d < documents.size(); ++d) {
-    documents[d].document = batch.begin + d;
-    documents[d].sampled.draws = request.draws;
-    const size_t document_rows = plan.document(batch.begin + d).rows();
-    if (request.stats) ReserveStats(&documents[d].stats, document_rows);
-    if (request.hidden) {
-      documents[d].hidden.hidden_size = hidden_size;
-      documents[d].hidden.values.resize(document_rows * hidden_size);
-    }
+  SH_RETURN_IF_ERROR(of_layers);
+  SH_RETURN_IF_ERROR(
+      CaptureHidden(batch, request, SectionKind::kHiddenLast, 0, rows, padded, &documents));
+  if (!std::all_of(request.begin(), request.end(), IsHidden)) {
+    SH_RETURN_IF_ERROR(CaptureAllLogits(plan, batch, request, rows, padded, stepped, &documents));
   }
-  if (request.stats || request.draws > 0) {
-    for (int64_t begin = 0; begin < count; begin += chunk_rows_) {
-      const int64_t size = std::min(chunk_rows_, count - begin);
-      at::Tensor chunk;
-      SH_RETURN_IF_ERROR(CallTorch([&] { chunk = hidden.narrow(0, begin, size); }));
-      SH_RETURN_IF_ERROR(CaptureLogits(
-          plan, batch, request,
-          absl::MakeConstSpan(rows).subspan(static_cast<size_t>(begin), static_cast<size_t>(size)),
-          chunk, &documents));
-      stepped();
-    }
-  }
-  if (request.hidden) SH_RETURN_IF_ERROR(CaptureHidden(batch, rows, hidden, &documents));
   return documents;
 }
 
-absl::Status Capturer::CaptureHidden(const PlanBatch& batch, absl::Span<const Row> rows,
-                                     const at::Tensor& hidden,
+absl::Status Capturer::CaptureHidden(const PlanBatch& batch, const CaptureRequest& request,
+                                     SectionKind kind, int64_t layer, absl::Span<const Row> rows,
+                                     const at::Tensor& padded,
                                      std::vector<CapturedDocument>* documents) {
   constexpr int64_t kGrainRows = 64;
-  const int64_t width = hidden.size(1);
-  FirstBad not_finite;
-  WithData(hidden, [&](const auto* data) {
-    ParallelFor(0, static_cast<int64_t>(rows.size()), kGrainRows, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const Row& row = rows[static_cast<size_t>(r)];
-        uint16_t* bits = (*documents)[row.document].hidden.values.data() + row.position * width;
-        if (!CopyStateBits(data + r * width, width, bits)) not_finite.Report(r);
-      }
+  const int64_t width = padded.size(1);
+  for (size_t s = 0; s < request.size(); ++s) {
+    if (request[s].kind != kind || request[s].layer != layer) continue;
+    const uint16_t limit = request[s].dtype == HiddenDtype::kInt8
+                               ? FloatToBf16(kHiddenInt8Max)
+                               : FloatToBf16(std::numeric_limits<float>::infinity());
+    FirstBad bad;
+    WithData(padded, [&](const auto* data) {
+      ParallelFor(0, static_cast<int64_t>(rows.size()), kGrainRows,
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t r = begin; r < end; ++r) {
+                      const Row& row = rows[static_cast<size_t>(r)];
+                      auto& states = std::get<HiddenRows>((*documents)[row.document].sections[s]);
+                      uint16_t* bits = states.values.data() + row.position * width;
+                      if (!CopyStateBits(data + row.place * width, width, limit, bits))
+                        bad.Report(r);
+                    }
+                  });
     });
-  });
-  if (not_finite.row() < 0) return absl::OkStatus();
-  const Row& row = rows[static_cast<size_t>(not_finite.row())];
-  return BadRow(batch.begin + row.document, row.position, "hidden states that are not finite");
+    if (bad.row() < 0) continue;
+    const Row& row = rows[static_cast<size_t>(bad.row())];
+    return BadRow(batch.begin + row.document, row.position,
+                  "hidden states that are not finite or too large to store");
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace stillhouse

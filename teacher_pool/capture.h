@@ -12,28 +12,23 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "dataset/plan.h"
-#include "storage/sections.h"
+#include "storage/codec.h"
 #include "teacher_pool/influence.h"
 #include "teacher_pool/row_capture.h"
 #include "teacher_pool/teacher_backend.h"
 
 namespace stillhouse {
 
-struct CaptureRequest {
-  bool stats = false;
-  uint32_t draws = 0;   // of logits/sampled; 0: not wanted
-  bool hidden = false;  // hidden/last
-};
-// Of the sections named: InvalidArgument for two of one kind or a hidden size that is not the
-// model's, Unimplemented for one that is not captured.
+// The sections that a capture yields.
+using CaptureRequest = std::vector<SectionSpec>;
+// Of the sections named: InvalidArgument for one named twice, for a hidden size or a layer that is
+// not the model's.
 absl::StatusOr<CaptureRequest> MakeCaptureRequest(absl::Span<const SectionSpec> specs,
                                                   const ModelConfig& config);
 
 struct CapturedDocument {
-  uint32_t document = 0;  // its number in the plan
-  StatsRows stats;        // empty where not asked for; likewise the others
-  SampledRows sampled;
-  HiddenRows hidden;
+  uint32_t document = 0;              // its number in the plan
+  std::vector<SectionRows> sections;  // of each spec of the request, in order
 };
 
 class Capturer {
@@ -51,7 +46,8 @@ class Capturer {
 
   // `influence`, if not null, is fed with the rows of the batch. `stepped` is called after each
   // layer and each chunk of rows, on the caller's thread. InvalidArgument, naming the document and
-  // row, for logits or states that are not finite or too large to store.
+  // row, for logits or states that are not finite or too large to store. REQUIRES: the request was
+  // made by MakeCaptureRequest.
   absl::StatusOr<std::vector<CapturedDocument>> Run(const Plan& plan, const PlanBatch& batch,
                                                     const CaptureRequest& request,
                                                     BlockInfluence* influence,
@@ -72,8 +68,15 @@ class Capturer {
   absl::Status CaptureLogits(const Plan& plan, const PlanBatch& batch,
                              const CaptureRequest& request, absl::Span<const Row> rows,
                              const at::Tensor& hidden, std::vector<CapturedDocument>* documents);
-  static absl::Status CaptureHidden(const PlanBatch& batch, absl::Span<const Row> rows,
-                                    const at::Tensor& hidden,
+  absl::Status CaptureAllLogits(const Plan& plan, const PlanBatch& batch,
+                                const CaptureRequest& request, absl::Span<const Row> rows,
+                                const at::Tensor& padded, absl::FunctionRef<void()> stepped,
+                                std::vector<CapturedDocument>* documents);
+
+  // The sections of `kind`, and of this layer, from the padded [T, H] states.
+  static absl::Status CaptureHidden(const PlanBatch& batch, const CaptureRequest& request,
+                                    SectionKind kind, int64_t layer, absl::Span<const Row> rows,
+                                    const at::Tensor& padded,
                                     std::vector<CapturedDocument>* documents);
 
   TeacherBackend* backend_;

@@ -8,51 +8,10 @@
 #include "common/mutex.h"
 #include "common/status.h"
 #include "model/parallel.h"
-#include "storage/codec.h"
+#include "teacher_pool/captured_parts.h"
 
 namespace stillhouse {
 namespace {
-
-std::string Encode(const CapturedDocument& document, SectionKind kind, uint32_t begin,
-                   uint32_t end) {
-  switch (kind) {
-    case SectionKind::kStats:
-      return EncodeStats(document.stats, begin, end);
-    case SectionKind::kLogitsSampled:
-      return EncodeSampled(document.sampled, begin, end);
-    case SectionKind::kHiddenLast:
-      return EncodeHidden(document.hidden, begin, end);
-    case SectionKind::kLogitsTopK:
-    case SectionKind::kLogitsTopP:
-    case SectionKind::kHiddenLayer:
-      break;  // MakeCaptureRequest refuses them
-  }
-  SH_CHECK(false, "section kind ", static_cast<int>(kind));
-}
-
-// The parts of one section of these documents, in order.
-std::vector<Part> EncodeParts(const Plan& plan, const Digest& teacher, const SectionSpec& spec,
-                              const std::vector<CapturedDocument>& documents) {
-  const uint32_t step = spec.RowsPerPart();
-  std::vector<std::vector<Part>> by_document(documents.size());
-  ParallelFor(0, static_cast<int64_t>(documents.size()), 1, [&](int64_t first, int64_t last) {
-    for (int64_t d = first; d < last; ++d) {
-      const CapturedDocument& captured = documents[static_cast<size_t>(d)];
-      const PlanDocument document = plan.document(captured.document);
-      const Digest section = SectionKey(teacher, document.key, spec);
-      for (uint32_t begin = 0; begin < document.rows(); begin += step) {
-        const uint32_t end = std::min(begin + step, document.rows());
-        by_document[static_cast<size_t>(d)].push_back(
-            {{section, begin}, end - begin, Encode(captured, spec.kind, begin, end)});
-      }
-    }
-  });
-  std::vector<Part> parts;
-  for (std::vector<Part>& some : by_document) {
-    std::move(some.begin(), some.end(), std::back_inserter(parts));
-  }
-  return parts;
-}
 
 // Only the cache's lack of room is waited out: another resource may be exhausted for good.
 absl::Status NoLackOfRoom(absl::Status status) {
@@ -277,8 +236,9 @@ absl::Status PoolWorker::ComputeBatch(const std::shared_ptr<Task>& task, size_t 
       const std::vector<CapturedDocument> documents,
       capturer_.Run(*task->plan, chunk.batches[batch], request, influence, [&] { ++task->steps; }),
       absl::StrCat("plan ", task->plan->digest().ShortHex(), " chunk ", task->grant.chunk));
-  for (const SectionSpec& spec : task->specs) {
-    std::vector<Part> parts = EncodeParts(*task->plan, options_.teacher, spec, documents);
+  for (size_t s = 0; s < request.size(); ++s) {
+    const SectionSpec& spec = request[s];
+    std::vector<Part> parts = EncodeParts(*task->plan, options_.teacher, spec, s, documents);
     for (size_t next = 0; next < parts.size();) {
       std::vector<Part> put;
       uint64_t bytes = 0;

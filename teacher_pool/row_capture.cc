@@ -166,6 +166,13 @@ float RowCapture::LogProbability(int32_t id) const {
                             std::log(cumulative_.back()));
 }
 
+absl::Span<const float> RowCapture::LogProbabilities() {
+  logprobs_.resize(static_cast<size_t>(vocabulary_));
+  Shift(shifted_.data(), vocabulary_, static_cast<float>(std::log(cumulative_.back())),
+        logprobs_.data());
+  return logprobs_;
+}
+
 // The id at which the running sum from the block's start first exceeds `target`; the block's last
 // id with mass where rounding leaves the sum just short.
 int32_t RowCapture::IdInBlock(int64_t block, double target) const {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "common/digest.h"
 
 namespace stillhouse {
@@ -36,6 +37,8 @@ class RowCapture {
   RowSummary Summary() const;
   // log p(id), nats. REQUIRES: 0 <= id < vocabulary.
   float LogProbability(int32_t id) const;
+  // Those of all ids, until the next call.
+  absl::Span<const float> LogProbabilities();
   // Appends unique ids, ascending, and their counts, whose sum is `draws`; returns how many ids.
   // REQUIRES: draws >= 1.
   uint32_t Draw(const Digest& document, uint32_t position, uint32_t draws,
@@ -54,6 +57,7 @@ class RowCapture {
   std::vector<double> block_mass_;  // Σ mass, weighted by nothing
   std::vector<double> cumulative_;  // [blocks + 1]
   std::vector<double> uniforms_;
+  std::vector<float> logprobs_;  // [vocabulary]
   float max_ = 0;
   int32_t top1_ = 0;
   double weighted_ = 0;  // Σ mass · shifted

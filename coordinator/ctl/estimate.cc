@@ -113,7 +113,11 @@ CaptureEstimate EstimateCapture(const Recipe& recipe, const ModelConfig& teacher
   if (recipe.capture.sampled_draws.has_value()) {
     row_bytes += kSampledBytesPerDraw * *recipe.capture.sampled_draws;
   }
+  for (const TopRecipe& top : recipe.capture.top) row_bytes += kTopBytesPerId * top.k;
   if (recipe.capture.hidden_last) row_bytes += hidden_bytes;
+  // int8 has a scale of two bytes for 64 channels.
+  const double layer_bytes = recipe.capture.layers_int8 ? hidden_bytes * 33 / 64 : hidden_bytes;
+  row_bytes += layer_bytes * static_cast<double>(recipe.capture.hidden_layers.size());
   CaptureEstimate estimate;
   estimate.teacher_tokens = plan.training_rows + plan.held_out_rows;
   estimate.cache_bytes = Rounded(plan.training_rows * row_bytes * kRecordOverhead);
@@ -236,6 +240,14 @@ absl::Status CheckCacheRoom(const Recipe& recipe, const ModelConfig& teacher, co
 }
 
 absl::Status CheckAgainstTeacher(const Recipe& recipe, const ModelConfig& teacher) {
+  const auto no_layer = [&](const std::string& where, int64_t layer) {
+    return absl::InvalidArgumentError(absl::StrCat(recipe.path, ": ", where,
+                                                   ": the teacher has no layer ", layer,
+                                                   ", only 0 to ", teacher.layers - 1));
+  };
+  for (const int64_t layer : recipe.capture.hidden_layers) {
+    if (layer >= teacher.layers) return no_layer("capture.hidden.layers", layer);
+  }
   if (recipe.dataset.max_tokens > teacher.max_positions) {
     return absl::InvalidArgumentError(
         absl::StrCat(recipe.path, ": dataset.max_tokens: ", recipe.dataset.max_tokens,
@@ -243,16 +255,14 @@ absl::Status CheckAgainstTeacher(const Recipe& recipe, const ModelConfig& teache
   }
   for (size_t i = 0; i < recipe.students.size(); ++i) {
     const StudentRecipe& student = recipe.students[i];
-    const std::string where = absl::StrCat(recipe.path, ": students[", i, "].init.layers");
+    const std::string where = absl::StrCat("students[", i, "].init.layers");
     const bool from_teacher = student.init.from == InitRecipe::From::kTeacher;
     if (from_teacher && student.init.keep.value_or(0) > teacher.layers) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(where, ".keep: the teacher has only ", teacher.layers, " layers"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          recipe.path, ": ", where, ".keep: the teacher has only ", teacher.layers, " layers"));
     }
     for (const int64_t layer : student.init.layers) {
-      if (layer < teacher.layers) continue;
-      return absl::InvalidArgumentError(absl::StrCat(where, ": the teacher has no layer ", layer,
-                                                     ", only 0 to ", teacher.layers - 1));
+      if (layer >= teacher.layers) return no_layer(where, layer);
     }
   }
   return absl::OkStatus();

@@ -20,6 +20,7 @@ namespace stillhouse {
 // Bytes a row takes in the cache, with its share of record headers and index.
 inline constexpr double kStatsBytesPerRow = 8;
 inline constexpr double kSampledBytesPerDraw = 0.5;  // 25 bytes for 50 draws (entropy 4.4 bits)
+inline constexpr double kTopBytesPerId = 1.35;       // 84 bytes for 64 ids
 inline constexpr double kRecordOverhead = 1.06;
 
 // Sustained speed of one CPU core, in products of matrices and all around them.

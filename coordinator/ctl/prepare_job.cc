@@ -143,9 +143,22 @@ std::vector<SectionSpec> TrainingSections(const Recipe& recipe, const ModelConfi
     sections.push_back({.kind = SectionKind::kLogitsSampled,
                         .draws = static_cast<uint32_t>(*recipe.capture.sampled_draws)});
   }
+  for (const TopRecipe& top : recipe.capture.top) {
+    sections.push_back(
+        {.kind = top.p_millionths == 0 ? SectionKind::kLogitsTopK : SectionKind::kLogitsTopP,
+         .k = static_cast<uint32_t>(top.k),
+         .p_millionths = static_cast<uint32_t>(top.p_millionths)});
+  }
+  const auto hidden_size = static_cast<uint32_t>(teacher.hidden_size);
   if (recipe.capture.hidden_last) {
-    sections.push_back({.kind = SectionKind::kHiddenLast,
-                        .hidden_size = static_cast<uint32_t>(teacher.hidden_size)});
+    sections.push_back({.kind = SectionKind::kHiddenLast, .hidden_size = hidden_size});
+  }
+  for (const int64_t layer : recipe.capture.hidden_layers) {
+    sections.push_back(
+        {.kind = SectionKind::kHiddenLayer,
+         .hidden_size = hidden_size,
+         .layer = static_cast<uint32_t>(layer),
+         .dtype = recipe.capture.layers_int8 ? HiddenDtype::kInt8 : HiddenDtype::kBf16});
   }
   return sections;
 }

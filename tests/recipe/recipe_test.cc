@@ -113,6 +113,25 @@ TEST(RecipeTest, ACacheMayBeBounded) {
   EXPECT_EQ(recipe.cache_directory, "/data/sub/c");
 }
 
+TEST(RecipeTest, SeveralLogitsAndInnerLayersMayBeCaptured) {
+  std::string text = kShort;
+  const std::string plain = "logits: sampled, hidden: {last: true}";
+  text.replace(text.find(plain), plain.size(),
+               "logits: [sampled, {method: topk, k: 32}, {method: topp, p: 0.95, k_max: 100}, "
+               "topk], hidden: {last: true, layers: [3, 1], dtype: int8}");
+  const CaptureRecipe capture = Parsed(text, "/data/sub/r.yaml").capture;
+  EXPECT_EQ(capture.sampled_draws, 50);
+  ASSERT_EQ(capture.top.size(), 3u);
+  EXPECT_EQ(capture.top[0].k, 32);
+  EXPECT_EQ(capture.top[0].p_millionths, 0);
+  EXPECT_EQ(capture.top[1].k, 100);
+  EXPECT_EQ(capture.top[1].p_millionths, 950'000);
+  EXPECT_EQ(capture.top[2].k, 64);
+  EXPECT_TRUE(capture.hidden_last);
+  EXPECT_EQ(capture.hidden_layers, (std::vector<int64_t>{3, 1}));
+  EXPECT_TRUE(capture.layers_int8);
+}
+
 TEST(RecipeTest, ScalarFormsStandForMaps) {
   const Recipe recipe = Parsed(kShort, "/data/sub/r.yaml");
   EXPECT_EQ(recipe.teacher.model, "/models/teacher.gguf");
@@ -217,6 +236,12 @@ TEST(RunIdentityTest, EverythingElseMatters) {
       {"shuffle_window: 8", "chunk_tokens: 8000"},
       {"draws: 50", "draws: 25"},
       {"cache:    {", "  hidden: {last: true}\ncache:    {"},
+      {"draws: 50}", "draws: 50}\n  hidden: {layers: [1]}"},
+      {"draws: 50}", "draws: 50}\n  hidden: {layers: [2]}"},
+      {"draws: 50}", "draws: 50}\n  hidden: {layers: [1], dtype: int8}"},
+      {"logits: {method: sampled, draws: 50}", "logits: [sampled, topk]"},
+      {"logits: {method: sampled, draws: 50}", "logits: [sampled, {method: topk, k: 63}]"},
+      {"logits: {method: sampled, draws: 50}", "logits: [sampled, {method: topp, p: 0.9}]"},
       {"name: half", "name: third"},
       {"from: teacher", "from: scratch"},
       {"keep: 15", "keep: 16"},

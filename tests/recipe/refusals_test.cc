@@ -224,12 +224,8 @@ TEST(RefusalTest, KeysOfLaterVersionsByName) {
        "11:12: cache.servers: cache servers started elsewhere: not in this version"},
       {"ranks: 1", "ranks: 2",
        "16:12: students[0].ranks: more than one comes with ZeRO-2 sharding, not in this version"},
-      {"method: sampled", "method: topk",
-       "10:20: capture.logits.method: top-k logits: not in this version"},
       {"logits:", "attention: {layers: [1]}\n  logits:",
        "10:3: capture.attention: attention probabilities: not in this version"},
-      {"logits:", "hidden: {layers: [1]}\n  logits:",
-       "10:12: capture.hidden.layers: hidden states of inner layers: not in this version"},
       {"dtype: bf16}", "endpoint: x}",
        "2:52: teacher.endpoint: a teacher behind an HTTP endpoint: not in this version"},
       {"targets: sampled", "targets: topp",
@@ -243,6 +239,27 @@ TEST(RefusalTest, KeysOfLaterVersionsByName) {
        "23:5: students[0].stages: training in stages: not in this version"},
       {"{from: teacher,", "{folder: x,",
        "15:13: students[0].init.folder: starting from another model's folder: not in this version"},
+  });
+}
+
+TEST(RefusalTest, Captures) {
+  const std::string logits = "{method: sampled, draws: 50}";
+  ExpectRefused(std::vector<Refusal>{
+      {logits, "{method: topk, draws: 50}", "10:26: capture.logits.draws: unknown key"},
+      {logits, "{method: topk, k: 0}",
+       "10:29: capture.logits.k: expected a whole number from 1 to 65536, got \"0\""},
+      {logits, "{method: topp, k_max: 9}", "10:11: capture.logits.p: is required"},
+      {logits, "{method: topp, p: 1}",
+       "10:29: capture.logits.p: expected a number at least 1e-06 and at most 0.999999, got \"1\""},
+      {logits, "[sampled, {method: sampled, draws: 3}]",
+       "10:30: capture.logits[1].method: sampled twice: draw once, as often as any student needs"},
+      {logits, "[sampled, topk, {method: topk, k: 64}]",
+       "10:11: capture.logits: the same top-k or top-p logits twice"},
+      {"logits:", "hidden: {layers: [1, 2, 1]}\n  logits:",
+       "10:27: capture.hidden.layers[2]: a layer twice"},
+      {"logits:", "hidden: {last: true, dtype: int8}\n  logits:",
+       "10:31: capture.hidden.dtype: is that of hidden.layers, of which there are none; last is "
+       "always bf16"},
   });
 }
 

@@ -50,6 +50,9 @@ TEST(RowCaptureTest, SummaryEqualsFloat64) {
         EXPECT_NEAR(row.LogProbability(static_cast<int32_t>(id)), log_p[static_cast<size_t>(id)],
                     1e-5);
       }
+      const absl::Span<const float> all = row.LogProbabilities();
+      ASSERT_EQ(all.size(), logits.size());
+      for (size_t id = 0; id < all.size(); ++id) ASSERT_NEAR(all[id], log_p[id], 2e-5);
     }
   }
 }
