@@ -1,9 +1,6 @@
 // coordinatorctl cache verify | repair.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -35,20 +32,6 @@ struct TrustOptions {
 int Threads() {
   return static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, kThreadsMax));
 }
-
-// One line on a terminal, drawn over itself; nothing elsewhere.
-class Progress {
- public:
-  void Show(const std::string& text) {
-    if (!terminal_) return;
-    std::fprintf(stderr, "\r\033[K%s", text.c_str());
-    std::fflush(stderr);
-  }
-  ~Progress() { Show(""); }
-
- private:
-  const bool terminal_ = isatty(STDERR_FILENO) == 1;
-};
 
 // Goes through the shares of a cache on a few threads.
 class Verifier {
@@ -110,7 +93,7 @@ class Verifier {
   CacheSession& cache_;
   const bool print_;  // problems at once, instead of keeping them
   Mutex mutex_;       // guards all below while Run runs
-  Progress progress_;
+  StatusLine progress_;
   size_t shares_ = 0, done_ = 0;
   VerifyStep all_;
   uint64_t problems_ = 0;
@@ -140,7 +123,7 @@ absl::StatusOr<int> Verify(const TrustOptions& options) {
 
 absl::StatusOr<int> Repair(const TrustOptions& options) {
   const bool table = options.format == OutputFormat::kTable;
-  Progress progress;
+  StatusLine progress;
   std::vector<std::string> gone;
   CacheRepairOptions repair;
   repair.path = options.choice.directory;

@@ -346,6 +346,7 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
       "  coordinatorctl cache get --object job/handbook --dir cache\n");
 
   AddCacheTrustVerbs(*cache, chosen);
+  AddCacheAuditVerb(*cache, chosen);
 
   CLI::App* digest = AddVerb(cache, chosen, "digest", "One hash over all that a job captured",
                              DigestVerb, options);

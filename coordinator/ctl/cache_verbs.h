@@ -1,4 +1,4 @@
-// coordinatorctl cache ls | stat | get | digest | du, verify | repair, those of
+// coordinatorctl cache ls | stat | get | digest | du, verify | repair | audit, those of
 // cache_transfer_verbs.h, and rm | pin | unpin | gc.
 #pragma once
 
@@ -11,5 +11,6 @@ void AddCacheVerb(CLI::App& app, ChosenVerb& chosen);
 void AddCacheSpaceVerbs(CLI::App& cache, ChosenVerb& chosen);
 // verify and repair, to the app of `cache`.
 void AddCacheTrustVerbs(CLI::App& cache, ChosenVerb& chosen);
+void AddCacheAuditVerb(CLI::App& cache, ChosenVerb& chosen);
 
 }  // namespace stillhouse

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -20,7 +21,8 @@ namespace stillhouse {
 namespace {
 
 // Between fork and exec only async-signal-safe calls are allowed.
-[[noreturn]] void BecomeChild(pid_t parent, char* const* argv, int input, int log) {
+[[noreturn]] void BecomeChild(pid_t parent, char* const* argv, int input, int output, int errors,
+                              int shared) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(kExitTerminated);  // it died before the line above
   setpgid(0, 0);
@@ -29,8 +31,9 @@ namespace {
   sigprocmask(SIG_SETMASK, &none, nullptr);
   signal(SIGPIPE, SIG_DFL);
   dup2(input, STDIN_FILENO);
-  dup2(log, STDOUT_FILENO);
-  dup2(log, STDERR_FILENO);
+  dup2(output, STDOUT_FILENO);
+  dup2(errors, STDERR_FILENO);
+  if (shared >= 0) fcntl(shared, F_SETFD, 0);  // open across exec
   execv(argv[0], argv);
   const char* reason = strerror(errno);
   [[maybe_unused]] ssize_t written = write(STDERR_FILENO, argv[0], strlen(argv[0]));
@@ -40,29 +43,50 @@ namespace {
   _exit(127);
 }
 
-}  // namespace
-
-absl::StatusOr<pid_t> StartChild(const std::vector<std::string>& argv,
-                                 const std::string& log_path) {
+absl::StatusOr<pid_t> Start(const std::vector<std::string>& argv, int output, int errors,
+                            int shared) {
   SH_CHECK(!argv.empty());
-  const int log = open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-  if (log < 0) return ErrnoStatus("opening", log_path);
   const int input = open("/dev/null", O_RDONLY | O_CLOEXEC);
-  if (input < 0) {
-    close(log);
-    return ErrnoStatus("opening", "/dev/null");
-  }
+  if (input < 0) return ErrnoStatus("opening", "/dev/null");
   std::vector<char*> words;
   for (const std::string& word : argv) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
   const pid_t parent = getpid();
   const pid_t pid = fork();
-  if (pid == 0) BecomeChild(parent, words.data(), input, log);
+  if (pid == 0) BecomeChild(parent, words.data(), input, output, errors, shared);
   const absl::Status status = pid < 0 ? ErrnoStatus("starting", argv[0]) : absl::OkStatus();
   close(input);
-  close(log);
   if (!status.ok()) return status;
   return pid;
+}
+
+}  // namespace
+
+absl::StatusOr<pid_t> StartChild(const std::vector<std::string>& argv,
+                                 const std::string& log_path) {
+  const int log = open(log_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+  if (log < 0) return ErrnoStatus("opening", log_path);
+  absl::StatusOr<pid_t> pid = Start(argv, log, log, -1);
+  close(log);
+  return pid;
+}
+
+absl::StatusOr<PipedChild> StartPipedChild(const std::vector<std::string>& argv, int shared) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) != 0) return ErrnoStatus("making", "a pipe");
+  const absl::StatusOr<pid_t> pid = Start(argv, ends[1], STDERR_FILENO, shared);
+  close(ends[1]);
+  if (pid.ok()) return PipedChild{*pid, ends[0]};
+  close(ends[0]);
+  return pid.status();
+}
+
+absl::StatusOr<std::string> ProgramsFolder() {
+  char path[PATH_MAX];
+  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
+  if (size <= 0) return ErrnoStatus("reading", "/proc/self/exe");
+  const std::string bin = FolderOf(absl::string_view(path, size));
+  return JoinPath(FolderOf(bin), "libexec/stillhouse");
 }
 
 std::string ChildExit::Describe() const {

@@ -15,6 +15,18 @@ namespace stillhouse {
 // calling thread ends, however it ends. REQUIRES: argv is not empty; called on the main thread.
 absl::StatusOr<pid_t> StartChild(const std::vector<std::string>& argv, const std::string& log_path);
 
+// As StartChild, but standard output goes into a pipe and standard error is ours. `out`, the end to
+// read from, is the caller's; `shared`, if not -1, is open in the child under the same number.
+struct PipedChild {
+  pid_t pid = -1;
+  int out = -1;
+};
+absl::StatusOr<PipedChild> StartPipedChild(const std::vector<std::string>& argv, int shared);
+
+// Where the other programs are: <prefix>/bin/coordinatorctl has its siblings in
+// <prefix>/libexec/stillhouse.
+absl::StatusOr<std::string> ProgramsFolder();
+
 struct ChildExit {
   bool by_signal = false;
   int code = 0;                  // exit code, or the signal's number

@@ -4,7 +4,6 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "coordinator/ctl/child.h"
 #include "coordinator/ctl/connection.h"
 #include "coordinator/ctl/exports.h"
 #include "coordinator/ctl/job_views.h"
@@ -32,15 +32,6 @@ struct Options {
   bool plain = false;
   OutputFormat format = OutputFormat::kTable;
 };
-
-// <prefix>/bin/coordinatorctl has its siblings in <prefix>/libexec/stillhouse.
-absl::StatusOr<std::string> ProgramsFolder() {
-  char path[PATH_MAX];
-  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path));
-  if (size <= 0) return ErrnoStatus("reading", "/proc/self/exe");
-  const std::string bin = FolderOf(absl::string_view(path, size));
-  return JoinPath(FolderOf(bin), "libexec/stillhouse");
-}
 
 // Files that an earlier process left when it was killed in the middle. The caller holds the lock.
 void RemoveLeftovers(const std::string& plans) {

@@ -1,5 +1,7 @@
 #include "coordinator/ctl/output.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -142,6 +144,14 @@ std::string Printable(std::string text) {
 
 void PrintError(absl::string_view message) {
   std::fprintf(stderr, "coordinatorctl: %s\n", Printable(std::string(message)).c_str());
+}
+
+StatusLine::StatusLine() : terminal_(isatty(STDERR_FILENO) == 1) {}
+
+void StatusLine::Show(const std::string& text) {
+  if (!terminal_) return;
+  std::fprintf(stderr, "\r\033[K%s", text.c_str());
+  std::fflush(stderr);
 }
 
 std::string HumanBytes(uint64_t bytes) {

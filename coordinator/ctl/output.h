@@ -38,6 +38,18 @@ void PrintText(absl::string_view text);  // to standard output; main tells of a 
 std::string Printable(std::string text);
 void PrintError(absl::string_view message);  // one line, to standard error
 
+// One line about work under way, drawn over itself on a terminal's standard error; nothing
+// elsewhere. Gone when the object is.
+class StatusLine {
+ public:
+  StatusLine();
+  ~StatusLine() { Show(""); }
+  void Show(const std::string& text);
+
+ private:
+  const bool terminal_;
+};
+
 std::string HumanBytes(uint64_t bytes);              // "1.4 GiB"
 std::string HumanCount(double count);                // "16.4k", "2.1M"
 std::string HumanDuration(absl::Duration duration);  // "2h 05m", "3m 07s", "4.2s"

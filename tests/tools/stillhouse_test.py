@@ -43,6 +43,13 @@ class PriorsTest(unittest.TestCase):
         self.assertEqual(stillhouse._GAP_PRIORS + stillhouse._TIMES_PRIORS, self.of_encoder("id_lists.cc"))
 
 
+    def test_the_documented_ones(self):
+        with open(os.path.join(ROOT, "docs", "formats.md"), encoding="utf-8") as text:
+            tables = re.findall(r"^(?:[0-9a-f]{16}(?:  |$))+$", text.read(), re.MULTILINE)
+        documented = [prior for line in tables for prior in line.split()]
+        self.assertEqual(documented, self.of_encoder("id_lists.cc") + self.of_encoder("sampled.cc"))
+
+
 class GoldenTest(unittest.TestCase):
     """The bytes that tests/storage holds the C++ encoders to."""
 
