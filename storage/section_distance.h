@@ -19,9 +19,10 @@ struct SectionDistance {
 };
 
 // Of one row of each, by kind of section:
-//   logits/sampled   half the sum of |difference of counts| / draws (total variation)
-//   logits/topk, topp   total variation, all other ids together being one more
-//   stats            the largest of: difference of p(top-1), of p(next), of entropy / (1 + entropy),
+//   logits/sampled   the largest difference of the shares of draws at or below an id (Kolmogorov)
+//   logits/topk, topp   half the sum of the differences of probability, all other ids being one
+//   stats            the largest of: difference of p(top-1), of p(next), of entropy / (1 +
+//   entropy),
 //                    of logsumexp / (1 + |logsumexp|)
 //   hidden           |a - b| / max(|a|, |b|), Euclidean
 // DataLoss when they have different numbers of rows. REQUIRES: both are of one kind.

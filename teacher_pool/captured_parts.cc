@@ -21,7 +21,9 @@ std::vector<Part> EncodeParts(const Plan& plan, const Digest& teacher, const Sec
       for (uint32_t begin = 0; begin < document.rows(); begin += step) {
         const uint32_t end = std::min(begin + step, document.rows());
         by_document[static_cast<size_t>(d)].push_back(
-            {{section, begin}, end - begin, EncodeSection(spec, captured.sections[number], begin, end)});
+            {{section, begin},
+             end - begin,
+             EncodeSection(spec, captured.sections[number], begin, end)});
       }
     }
   });

@@ -56,8 +56,8 @@ absl::StatusOr<int> NamelessFile(absl::string_view bytes) {
 // The child that computes. Killed, and waited for, with the object.
 class Recomputation {
  public:
-  static absl::StatusOr<std::unique_ptr<Recomputation>> Start(
-      const std::vector<std::string>& argv, int plan) {
+  static absl::StatusOr<std::unique_ptr<Recomputation>> Start(const std::vector<std::string>& argv,
+                                                              int plan) {
     SH_ASSIGN_OR_RETURN(const PipedChild child, StartPipedChild(argv, plan));
     return std::unique_ptr<Recomputation>(new Recomputation(child));
   }

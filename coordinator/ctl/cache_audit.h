@@ -36,9 +36,9 @@ struct AuditedSection {
 };
 struct AuditReport {
   uint64_t batches = 0;
-  uint64_t rows = 0;                                // of the batches
-  std::map<std::string, AuditedSection> sections;   // by canonical name
-  std::vector<std::string> damaged;                 // parts that cannot be read
+  uint64_t rows = 0;                               // of the batches
+  std::map<std::string, AuditedSection> sections;  // by canonical name
+  std::vector<std::string> damaged;                // parts that cannot be read
   bool Holds() const;
 };
 

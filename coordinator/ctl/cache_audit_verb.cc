@@ -116,12 +116,9 @@ Json Describe(const AuditReport& report, const Plan& plan, uint64_t seed) {
                         {"worst_row", section.distance.worst_row},
                         {"holds", spec.ok() && section.Holds(*spec)}});
   }
-  return {{"rows", report.rows},
-          {"rows_of_job", plan.training_rows() + plan.held_out_rows()},
-          {"batches", report.batches},
-          {"seed", seed},
-          {"sections", sections},
-          {"damaged", report.damaged},
+  return {{"rows", report.rows},       {"rows_of_job", plan.training_rows() + plan.held_out_rows()},
+          {"batches", report.batches}, {"seed", seed},
+          {"sections", sections},      {"damaged", report.damaged},
           {"holds", report.Holds()}};
 }
 

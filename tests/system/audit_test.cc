@@ -59,8 +59,7 @@ TEST_F(AuditTest, TheTeacherSaysAgainWhatIsStored) {
   const Finished some = Audit({"--recipe", place_.recipe(), "--sample", "0.1%", "--seed", "7"});
   ASSERT_EQ(some.code, 0) << some.err;
   EXPECT_EQ(json::parse(some.out)["batches"], 1);
-  EXPECT_EQ(some.out,
-            Audit({"--recipe", place_.recipe(), "--sample", "0.001", "--seed", "7"}).out);
+  EXPECT_EQ(some.out, Audit({"--recipe", place_.recipe(), "--sample", "0.001", "--seed", "7"}).out);
 }
 
 TEST_F(AuditTest, RefusesWhatItCannotCompare) {
@@ -94,8 +93,9 @@ TEST_F(AuditTest, FindsValuesThatTheTeacherDoesNotSay) {
     SH_CHECK_OK(DecodeStats(part.payload, part.row_count, &rows));
     rows.entropy[1] += 5;
     SH_CHECK_OK(cache->sections().Remove({{{key, stats}}}));
-    SH_CHECK_OK(cache->sections().Put({{{{key, part.row_count, EncodeStats(rows, 0, part.row_count)}},
-                                        {job.teacher, job.plan, 0, stats, "somebody"}}}));
+    SH_CHECK_OK(
+        cache->sections().Put({{{{key, part.row_count, EncodeStats(rows, 0, part.row_count)}},
+                                {job.teacher, job.plan, 0, stats, "somebody"}}}));
     SH_CHECK_OK(cache->Close());
   }
   const Finished verified = place_.Ctl({"cache", "verify", "--dir", place_.Path("cache")});
