@@ -41,7 +41,7 @@ namespace stillhouse {
 namespace {
 
 constexpr uint64_t kGroupBytes = kPutGroupBytesMax;   // of one sync, ours and the flat file's
-constexpr uint64_t kInFlightBytesMax = 128ull << 20;  // of puts that are not acknowledged
+constexpr uint64_t kInFlightBytesMax = 512ull << 20;  // of puts not acknowledged: 8 workers'
 constexpr uint64_t kAnyBytes = 1ull << 40;
 constexpr int kReadThreads = 2;
 constexpr int kReadsInFlight = 4;  // of a client, as a student's

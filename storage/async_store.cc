@@ -1,5 +1,6 @@
 #include "storage/async_store.h"
 
+#include <algorithm>
 #include <deque>
 #include <vector>
 
@@ -16,6 +17,8 @@ class PoolAsyncStore final : public AsyncStore {
       : sections_(sections),
         objects_(objects),
         executor_(executor),
+        group_bytes_max_(
+            std::min(kPutGroupBytesMax, kGroupSegmentsMax * sections.segment_bytes_min())),
         writer_(std::make_unique<ThreadPool>(1)),
         readers_(std::make_unique<ThreadPool>(read_threads)) {}
 
@@ -73,8 +76,12 @@ class PoolAsyncStore final : public AsyncStore {
     std::vector<Callback<PutCounts>> dones;
     {
       MutexLock lock(mutex_);
-      for (uint64_t bytes = 0; !waiting_.empty() && bytes < kPutGroupBytesMax;) {
-        for (const Part& part : waiting_.front().item.parts) bytes += part.payload.size();
+      uint64_t bytes = 0, logged = 0;
+      while (!waiting_.empty() && bytes < group_bytes_max_ && logged < kPutGroupLoggedBytesMax) {
+        for (const Part& part : waiting_.front().item.parts) {
+          bytes += part.payload.size();
+          if (part.payload.size() < kLargePartBytes) logged += part.payload.size();
+        }
         items.push_back(std::move(waiting_.front().item));
         dones.push_back(std::move(waiting_.front().done));
         waiting_.pop_front();
@@ -101,6 +108,7 @@ class PoolAsyncStore final : public AsyncStore {
   TeacherCache& sections_;
   ObjectStore& objects_;
   Executor& executor_;
+  const uint64_t group_bytes_max_;
   Mutex mutex_;
   std::deque<WaitingPut> waiting_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<ThreadPool> writer_;

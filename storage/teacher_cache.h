@@ -135,6 +135,7 @@ class TeacherCache {
   // Segments of small parts are closed once they are larger. A bounded cache has smaller ones, so
   // that one that is rewritten does not need much of its room. Before the first Put.
   void set_segment_bytes(uint64_t bytes) { segment_bytes_min_ = bytes; }
+  uint64_t segment_bytes_min() const { return segment_bytes_min_; }
   // Takes no incarnation and writes nothing; Put is then a bug. NotFound if the store holds no
   // cache.
   static absl::StatusOr<std::unique_ptr<TeacherCache>> OpenReadOnly(KvStore& store);

@@ -150,6 +150,35 @@ void CheckRow(const TopTokenRows& rows, uint32_t row) {
   SH_CHECK(previous < kVocabularyMax, "id ", previous);
 }
 
+// Below it, the sum of fp32 numbers says too little about what is left of 1: half a level is 1/64.
+constexpr double kRestBySubtractionMin = 1e-3;
+
+// The `count`-th largest. REQUIRES: 0 < count <= values.size().
+float NthLargest(std::vector<float> values, size_t count) {
+  const auto nth = values.begin() + static_cast<int64_t>(count) - 1;
+  std::nth_element(values.begin(), nth, values.end(), std::greater<>());
+  return *nth;
+}
+
+// The same without ordering them all: of as many blocks each has one that is not smaller than the
+// `count`-th largest of the blocks' largest.
+float LargestOfBlocks(absl::Span<const float> values, size_t count) {
+  constexpr size_t kBlock = 64;
+  const size_t blocks = values.size() / kBlock;
+  if (count > blocks) return NthLargest({values.begin(), values.end()}, count);
+  std::vector<float> largest(blocks);
+  for (size_t b = 0; b < blocks; ++b) {
+    const float* block = values.data() + b * kBlock;
+    largest[b] = *std::max_element(block, block + kBlock);
+  }
+  const float bound = NthLargest(std::move(largest), count);
+  std::vector<float> left;
+  for (const float value : values) {
+    if (value >= bound) left.push_back(value);
+  }
+  return NthLargest(std::move(left), count);
+}
+
 }  // namespace
 
 double LevelNats(uint8_t level) { return kNats32[level] / 32.0; }
@@ -168,10 +197,8 @@ void AppendTopRow(absl::Span<const float> logprobs, const TopRule& rule, TopToke
     auto operator<=>(const Candidate&) const = default;
   };
   const size_t count = std::min<size_t>(rule.k, logprobs.size());
-  std::vector<float> sorted(logprobs.begin(), logprobs.end());
-  const auto least = sorted.begin() + static_cast<int64_t>(count) - 1;
-  std::nth_element(sorted.begin(), least, sorted.end(), std::greater<>());
-  const uint8_t cut = LevelOf(*least);  // every id of a lower level is among the first `count`
+  // Every id of a lower level is among the first `count`.
+  const uint8_t cut = LevelOf(LargestOfBlocks(logprobs, count));
   std::vector<Candidate> candidates;
   // Nothing below is of that level; the last level has no end.
   const double last = cut == kLevels - 1 ? HUGE_VAL : LevelNats(static_cast<uint8_t>(cut + 1));
@@ -191,13 +218,16 @@ void AppendTopRow(absl::Span<const float> logprobs, const TopRule& rule, TopToke
   candidates.resize(ids);
   std::sort(candidates.begin(), candidates.end(),
             [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
-  double rest = 0;
-  size_t next = 0;
-  for (size_t id = 0; id < logprobs.size(); ++id) {
-    if (next < ids && static_cast<size_t>(candidates[next].id) == id) {
-      ++next;
-    } else {
-      rest += std::exp(static_cast<double>(logprobs[id]));
+  double rest = 1 - taken;
+  if (rest < kRestBySubtractionMin) {
+    rest = 0;
+    size_t next = 0;
+    for (size_t id = 0; id < logprobs.size(); ++id) {
+      if (next < ids && static_cast<size_t>(candidates[next].id) == id) {
+        ++next;
+      } else {
+        rest += std::exp(static_cast<double>(logprobs[id]));
+      }
     }
   }
   for (const Candidate& candidate : candidates) {

@@ -85,6 +85,40 @@ TEST(TopTokensTest, RoundTripsTopKAndTopP) {
   ExpectSame(decoded, rows);
 }
 
+// All levels sorted and everything else summed. The residual may be a level off: it is also what is
+// left of 1, to fp32.
+TEST(TopTokensTest, TakesTheMostLikelyAsSortingAllOfThemDoes) {
+  for (const uint32_t vocabulary : {1u, 63u, 64u, 65u, 700u, 5000u}) {
+    for (int row = 0; row < 8; ++row) {
+      std::vector<float> logprobs = MakeLogprobs(vocabulary, 5, row);
+      if (row % 2 == 1) {  // many ties
+        for (float& logprob : logprobs) logprob = std::round(logprob);
+      }
+      std::vector<std::pair<uint8_t, int32_t>> sorted;
+      for (uint32_t id = 0; id < vocabulary; ++id) {
+        sorted.emplace_back(LevelOf(logprobs[id]), static_cast<int32_t>(id));
+      }
+      std::sort(sorted.begin(), sorted.end());
+      for (const uint32_t k : {1u, 2u, 10u, 64u, 79u, 6000u}) {
+        TopTokenRows rows;
+        AppendTopRow(logprobs, {.k = k}, &rows);
+        const size_t count = std::min(k, vocabulary);
+        std::vector<int32_t> ids;
+        for (size_t i = 0; i < count; ++i) ids.push_back(sorted[i].second);
+        std::sort(ids.begin(), ids.end());
+        ASSERT_EQ(rows.ids, ids) << vocabulary << " " << k;
+        double rest = 0;
+        for (size_t i = count; i < sorted.size(); ++i) {
+          rest += std::exp(static_cast<double>(logprobs[sorted[i].second]));
+        }
+        if (row % 2 == 0) {  // they sum to 1
+          EXPECT_NEAR(LevelOf(std::log(rest)), rows.residual_levels[0], 1);
+        }
+      }
+    }
+  }
+}
+
 // The divergence over the ids and the residual as one bucket.
 TEST(TopTokensTest, SumsToOneAndStaysNearTheTruth) {
   double mean = 0;
