@@ -11,7 +11,6 @@
 #include <malloc.h>
 #include <sys/resource.h>
 
-#include <CLI/CLI.hpp>
 #include <atomic>
 #include <cstdio>
 #include <filesystem>
@@ -24,6 +23,7 @@
 #include "bench/teacher_rows.h"
 #include "common/blocking.h"
 #include "common/clock.h"
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/log.h"
@@ -332,21 +332,21 @@ nlohmann::json FillRows(const Options& options) {
 
 int Main(int argc, char** argv) {
   Options options;
-  CLI::App app("One timed run over a store.", "store_bench");
-  app.add_option("mode", options.mode)->required();
-  app.add_option("--dir", options.dir, "folder of the store, or the flat file");
-  app.add_option("--address", options.address, "of a cache server");
-  app.add_option("--records", options.data.records, "of the data set");
-  app.add_option("--record-bytes", options.data.record_bytes, "a multiple of 128");
-  app.add_option("--count", options.count, "records to read");
-  app.add_option("--first", options.first, "number of the first record to write");
-  app.add_option("--seed", options.seed, "of the order of reading");
-  app.add_option("--batch", options.batch, "records of one read");
-  app.add_option("--put", options.put, "records of one put");
-  app.add_flag("--owned", options.owned, "copies of the records, not views");
-  app.add_flag("--stats", options.stats, "of fill-rows: the section stats as well");
-  app.add_flag("!--no-readahead", options.readahead, "MDB_NORDAHEAD");
-  CLI11_PARSE(app, argc, argv);
+  CommandLine command_line("One timed run over a store.", "store_bench");
+  command_line.AddOption("mode", &options.mode).Required();
+  command_line.AddOption("--dir", &options.dir, "folder of the store, or the flat file");
+  command_line.AddOption("--address", &options.address, "of a cache server");
+  command_line.AddOption("--records", &options.data.records, "of the data set");
+  command_line.AddOption("--record-bytes", &options.data.record_bytes, "a multiple of 128");
+  command_line.AddOption("--count", &options.count, "records to read");
+  command_line.AddOption("--first", &options.first, "number of the first record to write");
+  command_line.AddOption("--seed", &options.seed, "of the order of reading");
+  command_line.AddOption("--batch", &options.batch, "records of one read");
+  command_line.AddOption("--put", &options.put, "records of one put");
+  command_line.AddFlag("--owned", &options.owned, "copies of the records, not views");
+  command_line.AddFlag("--stats", &options.stats, "of fill-rows: the section stats as well");
+  command_line.AddFlag("!--no-readahead", &options.readahead, "MDB_NORDAHEAD");
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   // As cache_server and the trainer keep theirs.
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, 256 << 20);

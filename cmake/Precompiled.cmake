@@ -1,8 +1,8 @@
 # Headers that most files parse, precompiled once for each kind of target:
 #   core, core_test, torch, torch_test
-# `make lint` compiles without them, so a file that leaves out an include is still found. CLI11 and
-# nlohmann/json are not among them: what they define per file is then compiled in every file, which takes
-# longer than reading them where they are used.
+# `make lint` compiles without them, so a file that leaves out an include is still found.
+# nlohmann/json is not among them: what it defines per file is then compiled in every file, which takes
+# longer than reading it where it is used.
 set(_core <algorithm> <functional> <map> <memory> <optional> <string> <utility> <vector>
     <absl/container/flat_hash_map.h> <absl/functional/any_invocable.h> <absl/status/statusor.h>
     <absl/strings/str_cat.h> <absl/strings/str_format.h> <absl/time/time.h> <absl/types/span.h>)

@@ -7,7 +7,6 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -15,6 +14,7 @@
 #include <utility>
 
 #include "absl/strings/strip.h"
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/log.h"
@@ -175,19 +175,18 @@ absl::Status Serve(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("The coordinator: hands out chunks, keeps the journal, answers coordinatorctl.");
+  CommandLine command_line(
+      "The coordinator: hands out chunks, keeps the journal, answers coordinatorctl.");
   Flags flags;
-  app.add_option("--journal", flags.journal, "folder of the journal")->required();
-  app.add_option("--listen", flags.listen, "address to serve at, for example ipc:///run/x/c.sock")
-      ->required();
-  app.add_option("--cache", flags.cache, "address of the cache server")->required();
-  app.add_option("--ready-file", flags.ready_file, "written (0600) when serving: coordinator.json")
-      ->required();
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
-  }
+  command_line.AddOption("--journal", &flags.journal, "folder of the journal").Required();
+  command_line
+      .AddOption("--listen", &flags.listen, "address to serve at, for example ipc:///run/x/c.sock")
+      .Required();
+  command_line.AddOption("--cache", &flags.cache, "address of the cache server").Required();
+  command_line
+      .AddOption("--ready-file", &flags.ready_file, "written (0600) when serving: coordinator.json")
+      .Required();
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   SH_CHECK_OK(InitLog({.program = "coordinatord"}));
   const absl::Status status = Serve(flags);
   if (!status.ok()) LogError(status.message());

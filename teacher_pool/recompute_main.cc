@@ -6,7 +6,6 @@
 // Exit codes: 0, 2 the command line is wrong, else ExitCodeFor.
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -15,6 +14,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
 #include "common/byte_io.h"
+#include "common/command_line.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "formats/model_files.h"
@@ -107,22 +107,19 @@ absl::Status Recompute(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("Computes batches of a plan again, for `coordinatorctl cache audit`.");
+  CommandLine command_line("Computes batches of a plan again, for `coordinatorctl cache audit`.");
   Flags flags;
-  app.add_option("--model", flags.model, "the teacher: a GGUF file or a Hugging Face folder")
-      ->required();
-  app.add_option("--dtype", flags.dtype, "to compute in")
-      ->check(CLI::IsMember({"bf16", "fp32"}))
-      ->capture_default_str();
-  app.add_option("--plan", flags.plan, "file of the plan")->required();
-  app.add_option("--batch", flags.batches, "CHUNK:BATCH, any number of them")->required();
-  app.add_option("--section", flags.sections, "of training documents, in canonical form");
-  app.add_option("--held-out-section", flags.held_out_sections, "of held-out documents");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
-  }
+  command_line
+      .AddOption("--model", &flags.model, "the teacher: a GGUF file or a Hugging Face folder")
+      .Required();
+  command_line.AddOption("--dtype", &flags.dtype, "to compute in")
+      .OneOf({"bf16", "fp32"})
+      .ShowDefault();
+  command_line.AddOption("--plan", &flags.plan, "file of the plan").Required();
+  command_line.AddOption("--batch", &flags.batches, "CHUNK:BATCH, any number of them").Required();
+  command_line.AddOption("--section", &flags.sections, "of training documents, in canonical form");
+  command_line.AddOption("--held-out-section", &flags.held_out_sections, "of held-out documents");
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   SH_CHECK_OK(InitLog({.program = "teacher_recompute"}));
   const absl::Status status = Recompute(flags);
   if (!status.ok()) LogError(status.message());

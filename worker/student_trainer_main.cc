@@ -7,12 +7,12 @@
 #include <malloc.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <atomic>
 #include <memory>
 #include <string>
 
 #include "common/blocking.h"
+#include "common/command_line.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "model/parallel.h"
@@ -67,17 +67,15 @@ absl::Status Train(const Flags& flags, RunStop* stop) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("Trains one student of a submitted recipe. Started by `coordinatorctl local`.");
+  CommandLine command_line(
+      "Trains one student of a submitted recipe. Started by `coordinatorctl local`.");
   Flags flags;
-  app.add_option("--coordinator", flags.coordinator, "the coordinator's file")->required();
-  app.add_option("--run", flags.run, "the run, for example run/handbook/half")->required();
-  app.add_option("--threads", flags.threads, "for computing; 0: as many as there are cores")
-      ->check(CLI::Range(0, 1024));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
-  }
+  command_line.AddOption("--coordinator", &flags.coordinator, "the coordinator's file").Required();
+  command_line.AddOption("--run", &flags.run, "the run, for example run/handbook/half").Required();
+  command_line
+      .AddOption("--threads", &flags.threads, "for computing; 0: as many as there are cores")
+      .Range(0, 1024);
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   KeepFreedMemory();
   SH_CHECK_OK(InitLog({.program = "student_trainer"}));
   if (flags.threads > 0) SetComputeThreads(flags.threads);

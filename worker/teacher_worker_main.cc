@@ -4,12 +4,12 @@
 // ExitCodeFor.
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "common/command_line.h"
 #include "common/log.h"
 #include "common/mutex.h"
 #include "common/status.h"
@@ -146,24 +146,24 @@ absl::Status Work(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("Computes what students learn from, with one teacher, for a coordinator.");
+  CommandLine command_line(
+      "Computes what students learn from, with one teacher, for a coordinator.");
   Flags flags;
-  app.add_option("--coordinator", flags.coordinator, "the coordinator's file")->required();
-  app.add_option("--model", flags.model, "the teacher: a GGUF file or a Hugging Face folder")
-      ->required();
-  app.add_option("--dtype", flags.dtype, "to compute in")
-      ->check(CLI::IsMember({"bf16", "fp32"}))
-      ->capture_default_str();
-  app.add_option("--name", flags.name, "unique name, for example teacher-0")->required();
-  app.add_option("--threads", flags.threads,
+  command_line.AddOption("--coordinator", &flags.coordinator, "the coordinator's file").Required();
+  command_line
+      .AddOption("--model", &flags.model, "the teacher: a GGUF file or a Hugging Face folder")
+      .Required();
+  command_line.AddOption("--dtype", &flags.dtype, "to compute in")
+      .OneOf({"bf16", "fp32"})
+      .ShowDefault();
+  command_line.AddOption("--name", &flags.name, "unique name, for example teacher-0").Required();
+  command_line
+      .AddOption("--threads", &flags.threads,
                  "threads to compute with; as many as cores if not given")
-      ->check(CLI::Range(1, 1024));
-  app.add_flag("--leave-when-done", flags.leave_when_done, "end when no job needs the teacher");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
-  }
+      .Range(1, 1024);
+  command_line.AddFlag("--leave-when-done", &flags.leave_when_done,
+                       "end when no job needs the teacher");
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   SH_CHECK_OK(InitLog({.program = flags.name}));
   const absl::Status status = Work(flags);
   if (!status.ok()) LogError(status.message());

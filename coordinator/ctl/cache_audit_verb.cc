@@ -1,5 +1,4 @@
 // coordinatorctl cache audit.
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -8,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "coordinator/ctl/cache_audit.h"
 #include "coordinator/ctl/cache_session.h"
@@ -164,28 +164,28 @@ absl::StatusOr<int> Audit(AuditVerbOptions options) {
 
 }  // namespace
 
-void AddCacheAuditVerb(CLI::App& cache, ChosenVerb& chosen) {
+void AddCacheAuditVerb(Command cache, ChosenVerb& chosen) {
   auto options = std::make_shared<AuditVerbOptions>();
-  CLI::App* audit = cache.add_subcommand(
+  Command audit = cache.AddCommand(
       "audit", "Let the teacher compute a sample of a job again and compare it with the cache");
-  audit->add_option("JOB", options->job, "job")->required();
-  audit->add_option("--sample", options->sample, "share of the rows, as 0.1% or 0.001")
-      ->capture_default_str();
-  audit->add_option("--seed", options->seed, "which ones; default: at random, printed");
-  audit->add_option("--model", options->model, "the teacher; default: the recipe's");
-  audit->add_option("--dtype", options->dtype, "to compute in; default: the recipe's, or bf16")
-      ->check(CLI::IsMember({"bf16", "fp32"}));
-  audit->add_option("--dir", options->choice.directory, "cache directory that no server holds");
-  audit->add_option("--server", options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(*audit, &options->choice.coordinator);
-  AddOutputOption(*audit, &options->format);
-  audit->footer(
+  audit.AddOption("JOB", &options->job, "job").Required();
+  audit.AddOption("--sample", &options->sample, "share of the rows, as 0.1% or 0.001")
+      .ShowDefault();
+  audit.AddOption("--seed", &options->seed, "which ones; default: at random, printed");
+  audit.AddOption("--model", &options->model, "the teacher; default: the recipe's");
+  audit.AddOption("--dtype", &options->dtype, "to compute in; default: the recipe's, or bf16")
+      .OneOf({"bf16", "fp32"});
+  audit.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
+  audit.AddOption("--server", &options->choice.server, "address of a cache server");
+  AddCoordinatorOptions(audit, &options->choice.coordinator);
+  AddOutputOption(audit, &options->format);
+  audit.SetFooter(
       "Whole batches are computed, as they were when they were captured: on the same kind of "
       "machine\nevery row is equal, on another one close (docs/formats.md tells the distances). "
       "Exit code 7 when\nthe teacher says something else.\n"
       "Examples:\n  coordinatorctl cache audit handbook --recipe handbook.yaml\n"
       "  coordinatorctl cache audit handbook --dir cache --model teacher.gguf --sample 1%\n");
-  audit->callback([options, &chosen] { chosen = [options] { return Audit(*options); }; });
+  audit.OnParsed([options, &chosen] { chosen = [options] { return Audit(*options); }; });
 }
 
 }  // namespace stillhouse

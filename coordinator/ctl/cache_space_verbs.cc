@@ -1,10 +1,10 @@
 // cache rm | pin | unpin | gc: what of a cache is kept, and what is given back.
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "absl/strings/strip.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "coordinator/admin_view.h"
 #include "coordinator/ctl/cache_session.h"
@@ -28,10 +28,10 @@ struct SpaceOptions {
 };
 using Options = std::shared_ptr<SpaceOptions>;
 
-void AddChoice(CLI::App* verb, const Options& options) {
-  verb->add_option("--dir", options->choice.directory, "cache directory that no server holds");
-  verb->add_option("--server", options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(*verb, &options->choice.coordinator);
+void AddChoice(Command verb, const Options& options) {
+  verb.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
+  verb.AddOption("--server", &options->choice.server, "address of a cache server");
+  AddCoordinatorOptions(verb, &options->choice.coordinator);
 }
 
 bool IsAtWork(const AdminView& view, const JobView& job) {
@@ -143,11 +143,11 @@ absl::StatusOr<int> Unpin(const SpaceOptions& options) {
 
 using Verb = absl::StatusOr<int> (*)(const SpaceOptions&);
 
-CLI::App* AddVerb(CLI::App& cache, ChosenVerb& chosen, const char* name, const char* what,
-                  Verb verb, const Options& options) {
-  CLI::App* added = cache.add_subcommand(name, what);
+Command AddVerb(Command cache, ChosenVerb& chosen, const char* name, const char* what, Verb verb,
+                const Options& options) {
+  Command added = cache.AddCommand(name, what);
   AddChoice(added, options);
-  added->callback([options, verb, &chosen] {
+  added.OnParsed([options, verb, &chosen] {
     options->job = std::string(absl::StripPrefix(options->job, "job/"));  // as other verbs print it
     chosen = [options, verb] { return verb(*options); };
   });
@@ -156,46 +156,46 @@ CLI::App* AddVerb(CLI::App& cache, ChosenVerb& chosen, const char* name, const c
 
 }  // namespace
 
-void AddCacheSpaceVerbs(CLI::App& cache, ChosenVerb& chosen) {
+void AddCacheSpaceVerbs(Command cache, ChosenVerb& chosen) {
   auto options = std::make_shared<SpaceOptions>();
 
-  CLI::App* rm = AddVerb(cache, chosen, "rm", "Remove a job and what only it wants", Rm, options);
-  rm->add_option("JOB", options->job, "job");
-  rm->add_option("--teacher", options->teacher, "every job of this teacher (64 digits)")
-      ->option_text("HEX");
-  rm->add_option("--section", options->sections,
-                 "only these sections, by canonical name; of all jobs if none is named")
-      ->allow_extra_args(false)
-      ->option_text("SPEC");
-  rm->add_flag("--dry-run", options->dry_run, "say what would go, change nothing");
-  AddOutputOption(*rm, &options->format);
-  rm->footer(
+  Command rm = AddVerb(cache, chosen, "rm", "Remove a job and what only it wants", Rm, options);
+  rm.AddOption("JOB", &options->job, "job");
+  rm.AddOption("--teacher", &options->teacher, "every job of this teacher (64 digits)")
+      .ValueName("HEX");
+  rm.AddOption("--section", &options->sections,
+               "only these sections, by canonical name; of all jobs if none is named")
+      .OneValueEach()
+      .ValueName("SPEC");
+  rm.AddFlag("--dry-run", &options->dry_run, "say what would go, change nothing");
+  AddOutputOption(rm, &options->format);
+  rm.SetFooter(
       "What another job or a pin wants stays. Exit code 3 when there is no such job, 4 when it is\n"
       "pinned or at work.\n"
       "Examples:\n  coordinatorctl cache rm handbook --dir cache --dry-run\n"
       "  coordinatorctl cache rm handbook --section 'logits/sampled?draws=50' --dir cache\n");
 
-  CLI::App* gc = AddVerb(cache, chosen, "gc", "Give back what nobody wants", Gc, options);
-  gc->add_flag("--dry-run", options->dry_run, "say what would go, change nothing");
-  AddOutputOption(*gc, &options->format);
-  gc->footer(
+  Command gc = AddVerb(cache, chosen, "gc", "Give back what nobody wants", Gc, options);
+  gc.AddFlag("--dry-run", &options->dry_run, "say what would go, change nothing");
+  AddOutputOption(gc, &options->format);
+  gc.SetFooter(
       "Removes sections, plans and artefacts that no job and no pin wants, and rewrites segments "
       "of\n"
       "which less than half is alive. Exit code 3 when there is no cache, 4 when it is held.\n"
       "Examples:\n  coordinatorctl cache gc --dir cache --dry-run\n"
       "  coordinatorctl cache gc --server ipc:///run/user/1000/x/cache.sock -o json\n");
 
-  CLI::App* pin = AddVerb(cache, chosen, "pin", "Keep what a job wants now", Pin, options);
-  pin->add_option("JOB", options->job, "job")->required();
-  pin->footer(
+  Command pin = AddVerb(cache, chosen, "pin", "Keep what a job wants now", Pin, options);
+  pin.AddOption("JOB", &options->job, "job").Required();
+  pin.SetFooter(
       "It stays when the job is submitted with another plan, and `rm` refuses it. Exit code 3 "
       "when\n"
       "there is no such job.\n"
       "Example:\n  coordinatorctl cache pin handbook --dir cache\n");
 
-  CLI::App* unpin = AddVerb(cache, chosen, "unpin", "End a pin", Unpin, options);
-  unpin->add_option("JOB", options->job, "job")->required();
-  unpin->footer(
+  Command unpin = AddVerb(cache, chosen, "unpin", "End a pin", Unpin, options);
+  unpin.AddOption("JOB", &options->job, "job").Required();
+  unpin.SetFooter(
       "Exit code 3 when it is not pinned.\n"
       "Example:\n  coordinatorctl cache unpin handbook --dir cache\n");
 }

@@ -1,10 +1,10 @@
 #include "coordinator/ctl/cache_transfer_verbs.h"
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/status.h"
 #include "coordinator/ctl/cache_session.h"
 #include "coordinator/ctl/output.h"
@@ -103,48 +103,47 @@ absl::StatusOr<int> Convert(const TransferOptions& options) {
 
 }  // namespace
 
-void AddCacheTransferVerbs(CLI::App& cache, ChosenVerb& chosen) {
+void AddCacheTransferVerbs(Command cache, ChosenVerb& chosen) {
   auto options = std::make_shared<TransferOptions>();
   const auto add = [&](const char* name, const char* what,
                        absl::StatusOr<int> (*verb)(const TransferOptions&)) {
-    CLI::App* added = cache.add_subcommand(name, what);
-    added->add_option("--dir", options->choice.directory, "cache directory that no server holds");
-    added->add_option("--server", options->choice.server, "address of a cache server");
-    AddCoordinatorOptions(*added, &options->choice.coordinator);
-    AddOutputOption(*added, &options->format);
-    added->callback(
+    Command added = cache.AddCommand(name, what);
+    added.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
+    added.AddOption("--server", &options->choice.server, "address of a cache server");
+    AddCoordinatorOptions(added, &options->choice.coordinator);
+    AddOutputOption(added, &options->format);
+    added.OnParsed(
         [options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
     return added;
   };
 
-  CLI::App* exported =
+  Command exported =
       add("export", "Write all that a job captured as a folder of plain files", Export);
-  exported->add_option("JOB", options->job, "job, captured whole")->required();
-  exported->add_option("--to", options->folder, "folder to make; nothing may be there")->required();
-  exported->footer(
+  exported.AddOption("JOB", &options->job, "job, captured whole").Required();
+  exported.AddOption("--to", &options->folder, "folder to make; nothing may be there").Required();
+  exported.SetFooter(
       "The folder is written beside its place as NAME.tmp.XXXXXX and renamed when it is whole.\n"
       "Other programs read it with tools/stillhouse.py; its bytes stand in docs/formats.md.\n"
       "Example:\n  coordinatorctl cache export handbook --to handbook.export --dir cache\n");
 
-  CLI::App* imported = add("import", "Store an exported job in a cache", Import);
-  imported->add_option("FOLDER", options->folder, "what `cache export` wrote")->required();
-  imported->add_option("--as", options->name, "name of the job in this cache; default: its own");
-  imported->footer(
+  Command imported = add("import", "Store an exported job in a cache", Import);
+  imported.AddOption("FOLDER", &options->folder, "what `cache export` wrote").Required();
+  imported.AddOption("--as", &options->name, "name of the job in this cache; default: its own");
+  imported.SetFooter(
       "All of the export is read and checked before any of it is stored; exit code 7 when it is "
       "damaged.\n"
       "May be run again after it was interrupted. A --dir that is not there is made.\n"
       "Example:\n  coordinatorctl cache import handbook.export --dir cache\n");
 
-  CLI::App* converted =
-      cache.add_subcommand("convert", "Make an export of logits that another program captured");
-  converted->add_option("FOLDER", options->plain, "plain arrays (docs/formats.md)")->required();
-  converted->add_option("--to", options->folder, "folder to make; nothing may be there")
-      ->required();
-  converted->add_option("--tokenizer", options->tokenizer, "model, or folder of its tokenizer.json")
-      ->required();
-  AddOutputOption(*converted, &options->format);
-  converted->callback([options, &chosen] { chosen = [options] { return Convert(*options); }; });
-  converted->footer(
+  Command converted =
+      cache.AddCommand("convert", "Make an export of logits that another program captured");
+  converted.AddOption("FOLDER", &options->plain, "plain arrays (docs/formats.md)").Required();
+  converted.AddOption("--to", &options->folder, "folder to make; nothing may be there").Required();
+  converted.AddOption("--tokenizer", &options->tokenizer, "model, or folder of its tokenizer.json")
+      .Required();
+  AddOutputOption(converted, &options->format);
+  converted.OnParsed([options, &chosen] { chosen = [options] { return Convert(*options); }; });
+  converted.SetFooter(
       "tools/import_distillkit.py runs it; `cache import` takes what it makes.\n"
       "Example:\n  coordinatorctl cache convert plain --to other.export --tokenizer MODEL\n");
 }

@@ -1,5 +1,4 @@
 // coordinatorctl cache verify | repair.
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -7,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/command_line.h"
 #include "common/mutex.h"
 #include "common/status.h"
 #include "common/thread_pool.h"
@@ -167,29 +167,29 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
 
 }  // namespace
 
-void AddCacheTrustVerbs(CLI::App& cache, ChosenVerb& chosen) {
+void AddCacheTrustVerbs(Command cache, ChosenVerb& chosen) {
   auto options = std::make_shared<TrustOptions>();
-  CLI::App* verify = cache.add_subcommand("verify", "Read and check everything");
-  verify->add_option("--dir", options->choice.directory, "cache directory that no server holds");
-  verify->add_option("--server", options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(*verify, &options->choice.coordinator);
-  AddOutputOption(*verify, &options->format);
-  verify->footer(
+  Command verify = cache.AddCommand("verify", "Read and check everything");
+  verify.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
+  verify.AddOption("--server", &options->choice.server, "address of a cache server");
+  AddCoordinatorOptions(verify, &options->choice.coordinator);
+  AddOutputOption(verify, &options->format);
+  verify.SetFooter(
       "Exit code 7 when something is damaged.\n"
       "Example:\n  coordinatorctl cache verify --dir cache\n");
-  verify->callback([options, &chosen] { chosen = [options] { return Verify(*options); }; });
+  verify.OnParsed([options, &chosen] { chosen = [options] { return Verify(*options); }; });
 
-  CLI::App* repair =
-      cache.add_subcommand("repair", "Keep what is whole of a damaged cache, list what is gone");
-  repair->add_option("--dir", options->choice.directory, "cache directory that no server holds")
-      ->required();
-  repair->add_flag("--dry-run", options->dry_run, "only tell; needs the same time");
-  AddOutputOption(*repair, &options->format);
-  repair->footer(
+  Command repair =
+      cache.AddCommand("repair", "Keep what is whole of a damaged cache, list what is gone");
+  repair.AddOption("--dir", &options->choice.directory, "cache directory that no server holds")
+      .Required();
+  repair.AddFlag("--dry-run", &options->dry_run, "only tell; needs the same time");
+  AddOutputOption(repair, &options->format);
+  repair.SetFooter(
       "Damaged files are moved to DIR/quarantine, nothing is deleted.\n"
       "Examples:\n  coordinatorctl cache repair --dir cache --dry-run\n"
       "  coordinatorctl cache repair --dir cache\n");
-  repair->callback([options, &chosen] { chosen = [options] { return Repair(*options); }; });
+  repair.OnParsed([options, &chosen] { chosen = [options] { return Repair(*options); }; });
 }
 
 }  // namespace stillhouse

@@ -2,11 +2,11 @@
 
 #include <sys/stat.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/status.h"
@@ -40,10 +40,10 @@ struct CacheOptions {
 };
 using Options = std::shared_ptr<CacheOptions>;
 
-void AddChoice(CLI::App* verb, const Options& options) {
-  verb->add_option("--dir", options->choice.directory, "cache directory that no server holds");
-  verb->add_option("--server", options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(*verb, &options->choice.coordinator);
+void AddChoice(Command verb, const Options& options) {
+  verb.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
+  verb.AddOption("--server", &options->choice.server, "address of a cache server");
+  AddCoordinatorOptions(verb, &options->choice.coordinator);
 }
 
 void Print(const Json& json, const Table& table, OutputFormat format) {
@@ -303,64 +303,62 @@ absl::StatusOr<int> Get(const CacheOptions& options) {
 
 using Verb = absl::StatusOr<int> (*)(const CacheOptions&);
 
-CLI::App* AddVerb(CLI::App* cache, ChosenVerb& chosen, const char* name, const char* what,
-                  Verb verb, const Options& options) {
-  CLI::App* added = cache->add_subcommand(name, what);
+Command AddVerb(Command cache, ChosenVerb& chosen, const char* name, const char* what, Verb verb,
+                const Options& options) {
+  Command added = cache.AddCommand(name, what);
   AddChoice(added, options);
-  added->callback(
-      [options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
+  added.OnParsed([options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
   return added;
 }
 
 }  // namespace
 
-void AddCacheVerb(CLI::App& app, ChosenVerb& chosen) {
-  CLI::App* cache = app.add_subcommand("cache", "Look into a cache");
-  cache->require_subcommand(1);
+void AddCacheVerb(Command app, ChosenVerb& chosen) {
+  Command cache = app.AddCommand("cache", "Look into a cache");
+  cache.RequireCommand();
   auto options = std::make_shared<CacheOptions>();
 
-  CLI::App* ls = AddVerb(cache, chosen, "ls", "List plans, artefacts and jobs", Ls, options);
-  ls->add_option("PREFIX", options->prefix, "only names that begin so: job/, artefact/, sha256/");
-  AddOutputOption(*ls, &options->format);
-  ls->footer(
+  Command ls = AddVerb(cache, chosen, "ls", "List plans, artefacts and jobs", Ls, options);
+  ls.AddOption("PREFIX", &options->prefix, "only names that begin so: job/, artefact/, sha256/");
+  AddOutputOption(ls, &options->format);
+  ls.SetFooter(
       "Examples:\n  coordinatorctl cache ls --dir cache\n"
       "  coordinatorctl cache ls job/ --dir cache -o json\n");
 
-  CLI::App* stat =
+  Command stat =
       AddVerb(cache, chosen, "stat", "What is stored, by kind of section", Stat, options);
-  AddOutputOption(*stat, &options->format);
-  stat->footer("Example:\n  coordinatorctl cache stat --dir cache\n");
+  AddOutputOption(stat, &options->format);
+  stat.SetFooter("Example:\n  coordinatorctl cache stat --dir cache\n");
 
-  CLI::App* get =
+  Command get =
       AddVerb(cache, chosen, "get", "Write a section of a document, or an object", Get, options);
-  get->add_option("JOB", options->job, "job whose plan numbers the documents");
-  get->add_option("--document", options->document, "number of the document in the plan");
-  get->add_option(
-      "--section", options->section,
-      "stats, logits/sampled, hidden/last, …, or a canonical name, as logits/topk?k=32");
-  get->add_option("--object", options->object, "an object by its name");
-  get->add_flag("--raw", options->raw, "canonical values as bytes (docs/formats.md), not JSON");
-  get->add_option("--out", options->out, "file to write; default: standard output");
-  get->footer(
+  get.AddOption("JOB", &options->job, "job whose plan numbers the documents");
+  get.AddOption("--document", &options->document, "number of the document in the plan");
+  get.AddOption("--section", &options->section,
+                "stats, logits/sampled, hidden/last, …, or a canonical name, as logits/topk?k=32");
+  get.AddOption("--object", &options->object, "an object by its name");
+  get.AddFlag("--raw", &options->raw, "canonical values as bytes (docs/formats.md), not JSON");
+  get.AddOption("--out", &options->out, "file to write; default: standard output");
+  get.SetFooter(
       "Examples:\n  coordinatorctl cache get handbook --document 3 --section stats --dir cache\n"
       "  coordinatorctl cache get --object job/handbook --dir cache\n");
 
-  AddCacheTrustVerbs(*cache, chosen);
-  AddCacheAuditVerb(*cache, chosen);
+  AddCacheTrustVerbs(cache, chosen);
+  AddCacheAuditVerb(cache, chosen);
 
-  CLI::App* digest = AddVerb(cache, chosen, "digest", "One hash over all that a job captured",
-                             DigestVerb, options);
-  digest->add_option("JOB", options->job, "job")->required();
-  AddOutputOption(*digest, &options->format);
-  digest->footer("Example:\n  coordinatorctl cache digest handbook --dir cache\n");
+  Command digest = AddVerb(cache, chosen, "digest", "One hash over all that a job captured",
+                           DigestVerb, options);
+  digest.AddOption("JOB", &options->job, "job").Required();
+  AddOutputOption(digest, &options->format);
+  digest.SetFooter("Example:\n  coordinatorctl cache digest handbook --dir cache\n");
 
-  CLI::App* du = AddVerb(cache, chosen, "du", "What a job takes", Du, options);
-  du->add_option("JOB,--job", options->job, "job")->required();
-  AddOutputOption(*du, &options->format);
-  du->footer("Example:\n  coordinatorctl cache du --job handbook --dir cache -o json\n");
+  Command du = AddVerb(cache, chosen, "du", "What a job takes", Du, options);
+  du.AddOption("JOB,--job", &options->job, "job").Required();
+  AddOutputOption(du, &options->format);
+  du.SetFooter("Example:\n  coordinatorctl cache du --job handbook --dir cache -o json\n");
 
-  AddCacheTransferVerbs(*cache, chosen);
-  AddCacheSpaceVerbs(*cache, chosen);
+  AddCacheTransferVerbs(cache, chosen);
+  AddCacheSpaceVerbs(cache, chosen);
 }
 
 }  // namespace stillhouse

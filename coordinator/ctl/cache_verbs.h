@@ -2,15 +2,16 @@
 // cache_transfer_verbs.h, and rm | pin | unpin | gc.
 #pragma once
 
+#include "common/command_line.h"
 #include "coordinator/ctl/verb.h"
 
 namespace stillhouse {
 
-void AddCacheVerb(CLI::App& app, ChosenVerb& chosen);
+void AddCacheVerb(Command app, ChosenVerb& chosen);
 // To the verb `cache`: those that free space, in cache_space_verbs.cc.
-void AddCacheSpaceVerbs(CLI::App& cache, ChosenVerb& chosen);
+void AddCacheSpaceVerbs(Command cache, ChosenVerb& chosen);
 // verify and repair, to the app of `cache`.
-void AddCacheTrustVerbs(CLI::App& cache, ChosenVerb& chosen);
-void AddCacheAuditVerb(CLI::App& cache, ChosenVerb& chosen);
+void AddCacheTrustVerbs(Command cache, ChosenVerb& chosen);
+void AddCacheAuditVerb(Command cache, ChosenVerb& chosen);
 
 }  // namespace stillhouse

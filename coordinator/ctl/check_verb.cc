@@ -1,7 +1,6 @@
 // check: everything about a recipe that can be known before anything runs.
 #include <sys/statvfs.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/command_line.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "coordinator/ctl/estimate.h"
@@ -195,19 +195,19 @@ std::string ToTable(const Checked& checked) {
 
 }  // namespace
 
-void AddCheckVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddCheckVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<CheckOptions>();
-  CLI::App* verb = app.add_subcommand(
-      "check", "Check a recipe and say what it would cost, before anything runs");
-  verb->add_option("RECIPE", options->recipe, "a recipe (coordinatorctl init writes one)")
-      ->required();
-  AddOutputOption(*verb, &options->format);
-  verb->footer(
+  Command verb =
+      app.AddCommand("check", "Check a recipe and say what it would cost, before anything runs");
+  verb.AddOption("RECIPE", &options->recipe, "a recipe (coordinatorctl init writes one)")
+      .Required();
+  AddOutputOption(verb, &options->format);
+  verb.SetFooter(
       "Reads the teacher and tokenises the dataset; the plan is kept for the run.\n"
       "Examples:\n"
       "  coordinatorctl check recipe.yaml\n"
       "  coordinatorctl check recipe.yaml -o json\n");
-  verb->callback([options, &chosen] {
+  verb.OnParsed([options, &chosen] {
     chosen = [options]() -> absl::StatusOr<int> {
       SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(options->recipe));
       SH_ASSIGN_OR_RETURN(const Checked checked, Check(recipe));

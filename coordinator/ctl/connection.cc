@@ -4,12 +4,12 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "common/command_line.h"
 #include "common/digest.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -54,13 +54,13 @@ std::vector<std::string> LiveStateFolders() {
 
 bool IsAlive(const CoordinatorFile& file) { return IsRunning(file.pid); }
 
-void AddCoordinatorOptions(CLI::App& verb, CoordinatorChoice* choice) {
-  auto* file =
-      verb.add_option("--coordinator", choice->file, "coordinator.json of the coordinator meant")
-          ->option_text("FILE");
-  verb.add_option("--recipe", choice->recipe, "the recipe whose coordinator is meant")
-      ->option_text("FILE")
-      ->excludes(file);
+void AddCoordinatorOptions(Command verb, CoordinatorChoice* choice) {
+  const CommandOption file =
+      verb.AddOption("--coordinator", &choice->file, "coordinator.json of the coordinator meant")
+          .ValueName("FILE");
+  verb.AddOption("--recipe", &choice->recipe, "the recipe whose coordinator is meant")
+      .ValueName("FILE")
+      .Excludes(file);
 }
 
 std::string StateFolder(const std::string& output) { return JoinPath(output, ".stillhouse"); }

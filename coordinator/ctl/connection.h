@@ -7,14 +7,11 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "transport/channel.h"
 #include "transport/rpc.h"
 #include "worker/process.h"
-
-namespace CLI {
-class App;
-}
 
 namespace stillhouse {
 
@@ -30,7 +27,7 @@ struct CoordinatorChoice {
   std::string file;    // --coordinator
   std::string recipe;  // --recipe
 };
-void AddCoordinatorOptions(CLI::App& verb, CoordinatorChoice* choice);
+void AddCoordinatorOptions(Command verb, CoordinatorChoice* choice);
 
 // Where `coordinatorctl local` keeps its state of an output folder.
 std::string StateFolder(const std::string& output);

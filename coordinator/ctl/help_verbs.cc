@@ -1,17 +1,17 @@
 // help, version.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/status.h"
 #include "coordinator/ctl/verb.h"
 
 namespace stillhouse {
 
-void AddVersionVerb(CLI::App& app, ChosenVerb& chosen) {
-  CLI::App* verb = app.add_subcommand("version", "Print the version");
-  verb->callback([&chosen] {
+void AddVersionVerb(Command app, ChosenVerb& chosen) {
+  Command verb = app.AddCommand("version", "Print the version");
+  verb.OnParsed([&chosen] {
     chosen = [] {
       std::printf("coordinatorctl %s\n", SH_VERSION);
       return kExitOk;
@@ -19,25 +19,25 @@ void AddVersionVerb(CLI::App& app, ChosenVerb& chosen) {
   });
 }
 
-void AddHelpVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddHelpVerb(Command app, ChosenVerb& chosen) {
   auto names = std::make_shared<std::vector<std::string>>();
-  CLI::App* verb = app.add_subcommand("help", "Explain a verb, with examples");
-  verb->add_option("VERB", *names, "for example: cache ls");
-  verb->footer("Examples:\n  coordinatorctl help local\n  coordinatorctl help cache ls\n");
-  verb->callback([names, &app, &chosen] {
-    chosen = [names, &app]() -> absl::StatusOr<int> {
-      CLI::App* about = &app;
+  Command verb = app.AddCommand("help", "Explain a verb, with examples");
+  verb.AddOption("VERB", names.get(), "for example: cache ls");
+  verb.SetFooter("Examples:\n  coordinatorctl help local\n  coordinatorctl help cache ls\n");
+  verb.OnParsed([names, app, &chosen] {
+    chosen = [names, app]() -> absl::StatusOr<int> {
+      Command about = app;
       for (const std::string& name : *names) {
-        try {
-          about = about->get_subcommand(name);
-        } catch (const CLI::OptionNotFound&) {
+        const std::optional<Command> found = about.Find(name);
+        if (!found.has_value()) {
           return absl::NotFoundError(
               absl::StrCat("no verb '", name, "'; coordinatorctl --help lists them"));
         }
+        about = *found;
       }
-      std::string prefix = "coordinatorctl";
-      for (size_t i = 0; i + 1 < names->size(); ++i) absl::StrAppend(&prefix, " ", (*names)[i]);
-      std::fputs(about->help(about == &app ? "" : prefix).c_str(), stdout);
+      std::string program = names->empty() ? "" : "coordinatorctl";
+      for (size_t i = 0; i + 1 < names->size(); ++i) absl::StrAppend(&program, " ", (*names)[i]);
+      std::fputs(about.Help(program).c_str(), stdout);
       return kExitOk;
     };
   });

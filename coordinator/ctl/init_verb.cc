@@ -1,11 +1,11 @@
 // init: writes a recipe to start from.
-#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/command_line.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "common/utf8.h"
@@ -71,20 +71,20 @@ absl::StatusOr<int> Init(const InitOptions& options) {
 
 }  // namespace
 
-void AddInitVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddInitVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<InitOptions>();
-  CLI::App* verb = app.add_subcommand("init", "Write a recipe to start from");
-  verb->add_option("TEACHER", options->teacher, "a GGUF file or a Hugging Face folder")->required();
-  verb->add_option("TEXT", options->texts, "text files, JSON lines, folders or globs")->required();
-  verb->add_option("-o,--output", options->file, "the recipe to write")
-      ->capture_default_str()
-      ->option_text("FILE");
-  verb->add_flag("--force", options->force, "write over FILE if it is there");
-  verb->footer(
+  Command verb = app.AddCommand("init", "Write a recipe to start from");
+  verb.AddOption("TEACHER", &options->teacher, "a GGUF file or a Hugging Face folder").Required();
+  verb.AddOption("TEXT", &options->texts, "text files, JSON lines, folders or globs").Required();
+  verb.AddOption("-o,--output", &options->file, "the recipe to write")
+      .ShowDefault()
+      .ValueName("FILE");
+  verb.AddFlag("--force", &options->force, "write over FILE if it is there");
+  verb.SetFooter(
       "Examples:\n"
       "  coordinatorctl init teacher.gguf corpus/\n"
       "  coordinatorctl init models/teacher 'texts/*.txt' chats.jsonl -o chats.yaml\n");
-  verb->callback([options, &chosen] { chosen = [options] { return Init(*options); }; });
+  verb.OnParsed([options, &chosen] { chosen = [options] { return Init(*options); }; });
 }
 
 }  // namespace stillhouse

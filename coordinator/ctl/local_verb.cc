@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "common/command_line.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "coordinator/ctl/child.h"
@@ -88,23 +88,21 @@ absl::StatusOr<int> Local(const Options& options) {
 
 }  // namespace
 
-void AddLocalVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddLocalVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("local", "Run a whole recipe on this machine");
-  verb->add_option("RECIPE", options->recipe, "the recipe's file")->required();
-  verb->add_option("--parallel", options->parallel, "students trained at a time (1)")
-      ->check(CLI::Range(1, 64))
-      ->option_text("N");
-  verb->add_option("--workers", options->workers, "teacher workers (1)")
-      ->check(CLI::Range(1, 64))
-      ->option_text("N");
-  verb->add_option("--threads", options->threads,
-                   "threads of each teacher worker and student; default: each takes all cores")
-      ->check(CLI::Range(1, 1024))
-      ->option_text("N");
-  verb->add_flag("--plain", options->plain, "lines instead of bars, on a terminal too");
-  AddOutputOption(*verb, &options->format);
-  verb->footer(
+  Command verb = app.AddCommand("local", "Run a whole recipe on this machine");
+  verb.AddOption("RECIPE", &options->recipe, "the recipe's file").Required();
+  verb.AddOption("--parallel", &options->parallel, "students trained at a time (1)")
+      .Range(1, 64)
+      .ValueName("N");
+  verb.AddOption("--workers", &options->workers, "teacher workers (1)").Range(1, 64).ValueName("N");
+  verb.AddOption("--threads", &options->threads,
+                 "threads of each teacher worker and student; default: each takes all cores")
+      .Range(1, 1024)
+      .ValueName("N");
+  verb.AddFlag("--plain", &options->plain, "lines instead of bars, on a terminal too");
+  AddOutputOption(verb, &options->format);
+  verb.SetFooter(
       "Starts a cache server, a coordinator, teacher workers if the cache lacks something, and "
       "the\n"
       "students; progress goes to standard error, the result to standard output. Ctrl-C stops all "
@@ -116,7 +114,7 @@ void AddLocalVerb(CLI::App& app, ChosenVerb& chosen) {
       "something\nwas cancelled.\n"
       "Examples:\n  coordinatorctl local recipe.yaml\n"
       "  coordinatorctl local recipe.yaml --parallel 2 --threads 4 -o json > result.json\n");
-  verb->callback([options, &chosen] { chosen = [options] { return Local(*options); }; });
+  verb.OnParsed([options, &chosen] { chosen = [options] { return Local(*options); }; });
 }
 
 }  // namespace stillhouse

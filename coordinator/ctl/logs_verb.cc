@@ -1,5 +1,4 @@
 // logs: what a process of `coordinatorctl local` wrote.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -7,6 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -80,18 +80,18 @@ absl::StatusOr<int> Logs(const Options& options) {
 
 }  // namespace
 
-void AddLogsVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddLogsVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("logs", "Show the log of a process or a run");
-  verb->add_option("NAME", options->name,
-                   "cache, coordinator, teacher-0, … or a run (run/handbook/half, or just half)")
-      ->required();
-  AddCoordinatorOptions(*verb, &options->coordinator);
-  verb->add_flag("-f,--follow", options->follow, "go on with what is appended, until Ctrl-C");
-  verb->footer(
+  Command verb = app.AddCommand("logs", "Show the log of a process or a run");
+  verb.AddOption("NAME", &options->name,
+                 "cache, coordinator, teacher-0, … or a run (run/handbook/half, or just half)")
+      .Required();
+  AddCoordinatorOptions(verb, &options->coordinator);
+  verb.AddFlag("-f,--follow", &options->follow, "go on with what is appended, until Ctrl-C");
+  verb.SetFooter(
       "Examples:\n  coordinatorctl logs half -f\n  coordinatorctl logs teacher-0 --recipe "
       "recipe.yaml\n");
-  verb->callback([options, &chosen] { chosen = [options] { return Logs(*options); }; });
+  verb.OnParsed([options, &chosen] { chosen = [options] { return Logs(*options); }; });
 }
 
 }  // namespace stillhouse

@@ -1,11 +1,10 @@
 // coordinatorctl: everything about jobs, runs and the cache, from a terminal.
 //
 // Exit codes: 0 done, 2 the command line is wrong, else ExitCodeFor (docs/exit-codes.md).
-#include <CLI/CLI.hpp>
-#include <algorithm>
 #include <cstdio>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "coordinator/ctl/cache_verbs.h"
@@ -22,39 +21,25 @@ constexpr char kExitCodes[] =
     "`coordinatorctl help VERB` gives examples.\n";
 
 // The order in which --help lists them.
-constexpr void (*kVerbs[])(CLI::App&, ChosenVerb&) = {
+constexpr void (*kVerbs[])(Command, ChosenVerb&) = {
     AddInitVerb,     AddCheckVerb, AddLocalVerb,   AddSubmitVerb,  AddGetVerb,
     AddDescribeVerb, AddWatchVerb, AddCancelVerb,  AddWorkersVerb, AddLogsVerb,
     AddCacheVerb,    AddHelpVerb,  AddVersionVerb,
 };
 
-bool HasVerb(const CLI::App& app, const std::string& name) {
-  const auto verbs = app.get_subcommands([](const CLI::App*) { return true; });
-  return std::any_of(verbs.begin(), verbs.end(),
-                     [&](const CLI::App* verb) { return verb->check_name(name); });
-}
-
 int Main(int argc, char** argv) {
-  CLI::App app("Distil language models: teacher, cache and students of a recipe.",
-               "coordinatorctl");
-  app.set_version_flag("--version", "coordinatorctl " SH_VERSION);
-  app.require_subcommand(1);
-  app.footer(kExitCodes);
+  CommandLine command_line("Distil language models: teacher, cache and students of a recipe.",
+                           "coordinatorctl");
+  command_line.SetVersion("coordinatorctl " SH_VERSION);
+  command_line.RequireCommand();
+  command_line.SetFooter(kExitCodes);
   ChosenVerb chosen;
-  for (const auto add_verb : kVerbs) add_verb(app, chosen);
-  if (argc > 1 && argv[1][0] != '-' && !HasVerb(app, argv[1])) {
+  for (const auto add_verb : kVerbs) add_verb(command_line, chosen);
+  if (argc > 1 && argv[1][0] != '-' && !command_line.Find(argv[1])) {
     std::fprintf(stderr, "coordinatorctl: no verb '%s' (coordinatorctl --help)\n", argv[1]);
     return kExitUsage;
   }
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& wanted) {  // --help, --version
-    app.exit(wanted);
-    return kExitOk;
-  } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "coordinatorctl: %s (coordinatorctl --help)\n", error.what());
-    return kExitUsage;
-  }
+  if (const auto code = command_line.Parse(argc, argv, UsageErrors::kOneLine)) return *code;
   SH_CHECK(chosen != nullptr, "a verb without work");
   if (absl::Status status = InitLog({.program = "coordinatorctl"}); !status.ok()) {
     std::fprintf(stderr, "coordinatorctl: %s\n", std::string(status.message()).c_str());

@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -11,6 +10,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/command_line.h"
 #include "common/status.h"
 
 namespace stillhouse {
@@ -39,7 +39,7 @@ bool IsPlain(const std::string& text) {
   if (!((first >= 'a' && first <= 'z') || (first >= 'A' && first <= 'Z') || first == '/'))
     return false;
   for (const char* word : {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}) {
-    if (CLI::detail::to_lower(text) == word) return false;
+    if (absl::AsciiStrToLower(text) == word) return false;
   }
   return true;
 }
@@ -80,13 +80,11 @@ void AppendYaml(const Json& value, int indent, std::string* out) {
 
 }  // namespace
 
-void AddOutputOption(CLI::App& verb, OutputFormat* format) {
-  static const std::map<std::string, OutputFormat> names = {{"table", OutputFormat::kTable},
-                                                            {"json", OutputFormat::kJson},
-                                                            {"yaml", OutputFormat::kYaml}};
-  verb.add_option("-o,--output", *format, "table (default), json or yaml")
-      ->transform(CLI::CheckedTransformer(names))
-      ->option_text("FORMAT");
+void AddOutputOption(Command verb, OutputFormat* format) {
+  const std::map<std::string, OutputFormat> words = {{"table", OutputFormat::kTable},
+                                                     {"json", OutputFormat::kJson},
+                                                     {"yaml", OutputFormat::kYaml}};
+  verb.AddChoice("-o,--output", format, words, "table (default), json or yaml").ValueName("FORMAT");
 }
 
 std::string RenderTable(const Table& table) {

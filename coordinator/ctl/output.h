@@ -12,17 +12,14 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-
-namespace CLI {
-class App;
-}
+#include "common/command_line.h"
 
 namespace stillhouse {
 
 enum class OutputFormat { kTable, kJson, kYaml };
 
 // Adds "-o,--output table|json|yaml". `format` must outlive the parsing.
-void AddOutputOption(CLI::App& verb, OutputFormat* format);
+void AddOutputOption(Command verb, OutputFormat* format);
 
 struct Table {
   std::vector<std::string> header;

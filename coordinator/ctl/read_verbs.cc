@@ -1,10 +1,10 @@
 // get, describe, workers, cancel: one question to the coordinator each.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "coordinator/admin_view.h"
@@ -102,49 +102,49 @@ absl::StatusOr<int> Cancel(const Options& options) {
   return kExitOk;
 }
 
-CLI::App* Add(CLI::App& app, const char* name, const char* what, ChosenVerb& chosen,
-              absl::StatusOr<int> (*run)(const Options&), std::shared_ptr<Options> options) {
-  CLI::App* verb = app.add_subcommand(name, what);
-  AddCoordinatorOptions(*verb, &options->coordinator);
-  verb->callback([options, run, &chosen] { chosen = [options, run] { return run(*options); }; });
+Command Add(Command app, const char* name, const char* what, ChosenVerb& chosen,
+            absl::StatusOr<int> (*run)(const Options&), std::shared_ptr<Options> options) {
+  Command verb = app.AddCommand(name, what);
+  AddCoordinatorOptions(verb, &options->coordinator);
+  verb.OnParsed([options, run, &chosen] { chosen = [options, run] { return run(*options); }; });
   return verb;
 }
 
 }  // namespace
 
-void AddGetVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddGetVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = Add(app, "get", "List jobs and their runs", chosen, Get, options);
-  verb->add_option("NAME", options->name,
-                   "a job (job/handbook) or a run (run/handbook/half); default: all");
-  AddOutputOption(*verb, &options->format);
-  verb->footer(
+  Command verb = Add(app, "get", "List jobs and their runs", chosen, Get, options);
+  verb.AddOption("NAME", &options->name,
+                 "a job (job/handbook) or a run (run/handbook/half); default: all");
+  AddOutputOption(verb, &options->format);
+  verb.SetFooter(
       "Examples:\n  coordinatorctl get\n  coordinatorctl get run/handbook/half -o json\n"
       "  coordinatorctl get --recipe recipe.yaml\n");
 }
 
-void AddDescribeVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddDescribeVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = Add(app, "describe", "Tell all about a job or a run", chosen, Describe, options);
-  verb->add_option("NAME", options->name, "a job or a run")->required();
-  AddOutputOption(*verb, &options->format);
-  verb->footer("Examples:\n  coordinatorctl describe job/handbook\n");
+  Command verb = Add(app, "describe", "Tell all about a job or a run", chosen, Describe, options);
+  verb.AddOption("NAME", &options->name, "a job or a run").Required();
+  AddOutputOption(verb, &options->format);
+  verb.SetFooter("Examples:\n  coordinatorctl describe job/handbook\n");
 }
 
-void AddWorkersVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddWorkersVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb =
+  Command verb =
       Add(app, "workers", "List teacher workers and students at work", chosen, Workers, options);
-  AddOutputOption(*verb, &options->format);
-  verb->footer("Examples:\n  coordinatorctl workers\n  coordinatorctl workers -o yaml\n");
+  AddOutputOption(verb, &options->format);
+  verb.SetFooter("Examples:\n  coordinatorctl workers\n  coordinatorctl workers -o yaml\n");
 }
 
-void AddCancelVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddCancelVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb =
+  Command verb =
       Add(app, "cancel", "Cancel a job with its runs, or one run", chosen, Cancel, options);
-  verb->add_option("NAME", options->name, "a job or a run")->required();
-  verb->footer(
+  verb.AddOption("NAME", &options->name, "a job or a run").Required();
+  verb.SetFooter(
       "What was captured stays in the cache; submitting the recipe again goes on from there.\n"
       "Examples:\n  coordinatorctl cancel run/handbook/half\n  coordinatorctl cancel "
       "job/handbook\n");

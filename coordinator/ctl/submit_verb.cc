@@ -1,10 +1,10 @@
 // submit: plans a recipe, stores the plan, hands the job to a running coordinator.
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "common/status.h"
 #include "coordinator/ctl/connection.h"
@@ -56,14 +56,14 @@ absl::StatusOr<int> Submit(const Options& options) {
 
 }  // namespace
 
-void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddSubmitVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb = app.add_subcommand("submit", "Hand a recipe to a running coordinator");
-  verb->add_option("RECIPE", options->recipe, "the recipe's file")->required();
-  verb->add_option("--coordinator", options->coordinator.file,
-                   "its coordinator.json; default: the only live one")
-      ->option_text("FILE");
-  verb->footer(
+  Command verb = app.AddCommand("submit", "Hand a recipe to a running coordinator");
+  verb.AddOption("RECIPE", &options->recipe, "the recipe's file").Required();
+  verb.AddOption("--coordinator", &options->coordinator.file,
+                 "its coordinator.json; default: the only live one")
+      .ValueName("FILE");
+  verb.SetFooter(
       "Teacher workers that the coordinator has take it up if they serve its teacher; students are "
       "not\n"
       "started by it, `student_trainer --run NAME` starts one. Under `coordinatorctl local` only "
@@ -72,7 +72,7 @@ void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen) {
       "it was given has students, and all ends with them. Submitting the same recipe again goes on "
       "with\nwhat is missing.\n"
       "Examples:\n  coordinatorctl submit recipe.yaml\n");
-  verb->callback([options, &chosen] { chosen = [options] { return Submit(*options); }; });
+  verb.OnParsed([options, &chosen] { chosen = [options] { return Submit(*options); }; });
 }
 
 }  // namespace stillhouse

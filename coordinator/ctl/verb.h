@@ -4,12 +4,12 @@
 // one-line description and, as footer, examples; the subcommand's callback leaves the work in
 // `chosen`:
 //
-//   void AddGetVerb(CLI::App& app, ChosenVerb& chosen) {
+//   void AddGetVerb(Command app, ChosenVerb& chosen) {
 //     auto options = std::make_shared<GetOptions>();
-//     CLI::App* verb = app.add_subcommand("get", "List jobs and runs");
-//     verb->add_option("NAME", options->name, "…");
-//     verb->footer("Examples:\n  coordinatorctl get\n");
-//     verb->callback([options, &chosen] { chosen = [options] { return Get(*options); }; });
+//     Command verb = app.AddCommand("get", "List jobs and runs");
+//     verb.AddOption("NAME", &options->name, "…");
+//     verb.SetFooter("Examples:\n  coordinatorctl get\n");
+//     verb.OnParsed([options, &chosen] { chosen = [options] { return Get(*options); }; });
 //   }
 //
 // The result is the exit code; a Status is printed as one line and becomes ExitCodeFor(status).
@@ -18,26 +18,23 @@
 #include <functional>
 
 #include "absl/status/statusor.h"
-
-namespace CLI {
-class App;
-}
+#include "common/command_line.h"
 
 namespace stillhouse {
 
 using ChosenVerb = std::function<absl::StatusOr<int>()>;
 
-void AddInitVerb(CLI::App& app, ChosenVerb& chosen);
-void AddCheckVerb(CLI::App& app, ChosenVerb& chosen);
-void AddLocalVerb(CLI::App& app, ChosenVerb& chosen);
-void AddSubmitVerb(CLI::App& app, ChosenVerb& chosen);
-void AddGetVerb(CLI::App& app, ChosenVerb& chosen);
-void AddDescribeVerb(CLI::App& app, ChosenVerb& chosen);
-void AddWatchVerb(CLI::App& app, ChosenVerb& chosen);
-void AddCancelVerb(CLI::App& app, ChosenVerb& chosen);
-void AddWorkersVerb(CLI::App& app, ChosenVerb& chosen);
-void AddLogsVerb(CLI::App& app, ChosenVerb& chosen);
-void AddVersionVerb(CLI::App& app, ChosenVerb& chosen);
-void AddHelpVerb(CLI::App& app, ChosenVerb& chosen);
+void AddInitVerb(Command app, ChosenVerb& chosen);
+void AddCheckVerb(Command app, ChosenVerb& chosen);
+void AddLocalVerb(Command app, ChosenVerb& chosen);
+void AddSubmitVerb(Command app, ChosenVerb& chosen);
+void AddGetVerb(Command app, ChosenVerb& chosen);
+void AddDescribeVerb(Command app, ChosenVerb& chosen);
+void AddWatchVerb(Command app, ChosenVerb& chosen);
+void AddCancelVerb(Command app, ChosenVerb& chosen);
+void AddWorkersVerb(Command app, ChosenVerb& chosen);
+void AddLogsVerb(Command app, ChosenVerb& chosen);
+void AddVersionVerb(Command app, ChosenVerb& chosen);
+void AddHelpVerb(Command app, ChosenVerb& chosen);
 
 }  // namespace stillhouse

@@ -1,11 +1,11 @@
 // watch: progress of jobs and runs until they have ended.
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -136,18 +136,17 @@ class Watcher {
 
 }  // namespace
 
-void AddWatchVerb(CLI::App& app, ChosenVerb& chosen) {
+void AddWatchVerb(Command app, ChosenVerb& chosen) {
   auto options = std::make_shared<Options>();
-  CLI::App* verb =
-      app.add_subcommand("watch", "Follow the progress of jobs and runs until they end");
-  verb->add_option("NAME", options->name, "a job or a run; default: all");
-  AddCoordinatorOptions(*verb, &options->coordinator);
-  verb->add_flag("--plain", options->plain, "lines instead of bars, on a terminal too");
-  verb->footer(
+  Command verb = app.AddCommand("watch", "Follow the progress of jobs and runs until they end");
+  verb.AddOption("NAME", &options->name, "a job or a run; default: all");
+  AddCoordinatorOptions(verb, &options->coordinator);
+  verb.AddFlag("--plain", &options->plain, "lines instead of bars, on a terminal too");
+  verb.SetFooter(
       "Ends with 0 when all ended well, 1 when something failed, 130 when something was "
       "cancelled.\n"
       "Examples:\n  coordinatorctl watch\n  coordinatorctl watch run/handbook/half --plain\n");
-  verb->callback([options, &chosen] { chosen = [options] { return Watcher(*options).Run(); }; });
+  verb.OnParsed([options, &chosen] { chosen = [options] { return Watcher(*options).Run(); }; });
 }
 
 }  // namespace stillhouse

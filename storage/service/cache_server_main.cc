@@ -8,12 +8,12 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "common/command_line.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/log.h"
@@ -133,28 +133,25 @@ absl::Status Serve(const ServerOptions& options) {
 
 int Main(int argc, char** argv) {
   ServerOptions options;
-  CLI::App app("Serves a cache directory to teachers, students and tools.", "cache_server");
-  app.add_option("--dir", options.directory, "cache directory, made if need be")->required();
-  app.add_option("--listen", options.address, "address, as ipc:///run/user/1000/x/cache.sock")
-      ->required();
-  app.add_option("--ready-file", options.ready_file,
-                 "written as JSON {address, incarnation, pid, store_id} once it listens");
-  app.add_option("--reads", options.reads,
+  CommandLine command_line("Serves a cache directory to teachers, students and tools.",
+                           "cache_server");
+  command_line.AddOption("--dir", &options.directory, "cache directory, made if need be")
+      .Required();
+  command_line
+      .AddOption("--listen", &options.address, "address, as ipc:///run/user/1000/x/cache.sock")
+      .Required();
+  command_line.AddOption("--ready-file", &options.ready_file,
+                         "written as JSON {address, incarnation, pid, store_id} once it listens");
+  command_line
+      .AddOption("--reads", &options.reads,
                  "auto: mapped if the cache fits into memory when it is opened, else direct")
-      ->check(CLI::IsMember({"auto", "mapped", "direct"}));
-  app.add_option("--log-file", options.log_file, "log lines go here as well");
-  app.add_option("--bytes-max", options.bytes_max,
+      .OneOf({"auto", "mapped", "direct"});
+  command_line.AddOption("--log-file", &options.log_file, "log lines go here as well");
+  command_line
+      .AddOption("--bytes-max", &options.bytes_max,
                  "the coordinator keeps the cache below this: segments are made small enough")
-      ->check(CLI::Range(uint64_t{1} << 20, uint64_t{1} << 60));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& wanted) {
-    app.exit(wanted);
-    return kExitOk;
-  } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "cache_server: %s (cache_server --help)\n", error.what());
-    return kExitUsage;
-  }
+      .Range(uint64_t{1} << 20, uint64_t{1} << 60);
+  if (const auto code = command_line.Parse(argc, argv, UsageErrors::kOneLine)) return *code;
   KeepFreedMemory();
   absl::Status status = InitLog({.program = "cache_server", .file = options.log_file});
   if (status.ok()) status = Serve(options);

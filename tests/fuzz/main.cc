@@ -5,12 +5,12 @@
 //
 // An input is a pure function of the seed and the iteration, so a crash is found again with --only;
 // both are printed when the process dies.
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
 #include <string>
 
 #include "common/clock.h"
+#include "common/command_line.h"
 #include "common/status.h"
 #include "tests/fuzz/mutate.h"
 #include "tests/fuzz/target.h"
@@ -39,17 +39,17 @@ int RunTarget(const FuzzTarget& target, double seconds) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("Tries parsers on hostile bytes", "fuzz");
+  CommandLine command_line("Tries parsers on hostile bytes", "fuzz");
   std::string name;
   double seconds = 5;
   int64_t only = -1;
   bool list = false;
-  app.add_option("TARGET", name);
-  app.add_option("--seconds", seconds);
-  app.add_option("--seed", seed);
-  app.add_option("--only", only);
-  app.add_flag("--list", list);
-  CLI11_PARSE(app, argc, argv);
+  command_line.AddOption("TARGET", &name);
+  command_line.AddOption("--seconds", &seconds);
+  command_line.AddOption("--seed", &seed);
+  command_line.AddOption("--only", &only);
+  command_line.AddFlag("--list", &list);
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   if (__sanitizer_set_death_callback != nullptr) __sanitizer_set_death_callback(SayWhere);
   for (const auto& targets : {FormatTargets(), StorageTargets(), TextAndWireTargets()}) {
     for (const FuzzTarget& target : targets) {

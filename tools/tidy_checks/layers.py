@@ -14,6 +14,7 @@ CONFINED = [
     (r"^nccl\.h$", "NCCL", ("sharding",), False),
     (r"^mpi\.h$", "MPI", ("sharding",), False),
     (r"^spdlog/", "spdlog", ("common",), False),
+    (r"^CLI/", "CLI11", ("common",), False),
     (r"^yaml-cpp/", "yaml-cpp", ("recipe",), False),
     (r"^(torch|ATen|c10|caffe2)/", "LibTorch", ("model", "teacher_pool", "student", "bench"), True),
 ]

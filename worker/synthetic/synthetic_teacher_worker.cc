@@ -4,11 +4,11 @@
 // ExitCodeFor.
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <optional>
 #include <string>
 
+#include "common/command_line.h"
 #include "common/log.h"
 #include "common/mutex.h"
 #include "common/status.h"
@@ -71,20 +71,19 @@ absl::Status Work(const Flags& flags) {
 }
 
 int Main(int argc, char** argv) {
-  CLI::App app("A teacher worker that computes made-up rows: for tests and scale trials.");
+  CommandLine command_line(
+      "A teacher worker that computes made-up rows: for tests and scale trials.");
   Flags flags;
-  app.add_option("--coordinator", flags.coordinator, "the coordinator's file")->required();
-  app.add_option("--name", flags.name, "unique name, for example teacher-0")->required();
-  app.add_option("--teacher", flags.teacher, "fingerprint it answers for, 64 digits")->required();
-  app.add_option("--dtype", flags.dtype, "of the teacher it stands for")->capture_default_str();
-  app.add_option("--batch-ms", flags.batch_ms, "time that each batch is made to take")
-      ->check(CLI::Range(0, 3'600'000));
-  app.add_flag("--leave-when-done", flags.leave_when_done, "end when no job needs the teacher");
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
-  }
+  command_line.AddOption("--coordinator", &flags.coordinator, "the coordinator's file").Required();
+  command_line.AddOption("--name", &flags.name, "unique name, for example teacher-0").Required();
+  command_line.AddOption("--teacher", &flags.teacher, "fingerprint it answers for, 64 digits")
+      .Required();
+  command_line.AddOption("--dtype", &flags.dtype, "of the teacher it stands for").ShowDefault();
+  command_line.AddOption("--batch-ms", &flags.batch_ms, "time that each batch is made to take")
+      .Range(0, 3'600'000);
+  command_line.AddFlag("--leave-when-done", &flags.leave_when_done,
+                       "end when no job needs the teacher");
+  if (const auto code = command_line.Parse(argc, argv)) return *code;
   SH_CHECK_OK(InitLog({.program = flags.name}));
   const absl::Status status = Work(flags);
   if (!status.ok()) LogError(status.message());

@@ -1,0 +1,138 @@
+#include "common/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <utility>
+
+#include "common/status.h"
+
+namespace stillhouse {
+
+CommandOption CommandOption::Required() { return CommandOption(option_->required()); }
+
+CommandOption CommandOption::ShowDefault() { return CommandOption(option_->capture_default_str()); }
+
+CommandOption CommandOption::ValueName(const std::string& name) {
+  return CommandOption(option_->option_text(name));
+}
+
+CommandOption CommandOption::OneOf(const std::vector<std::string>& words) {
+  return CommandOption(option_->check(CLI::IsMember(words)));
+}
+
+CommandOption CommandOption::Range(int low, int high) {
+  return CommandOption(option_->check(CLI::Range(low, high)));
+}
+
+CommandOption CommandOption::Range(uint64_t low, uint64_t high) {
+  return CommandOption(option_->check(CLI::Range(low, high)));
+}
+
+CommandOption CommandOption::Excludes(const CommandOption& other) {
+  return CommandOption(option_->excludes(other.option_));
+}
+
+CommandOption CommandOption::OneValueEach() {
+  return CommandOption(option_->allow_extra_args(false));
+}
+
+Command Command::AddCommand(const std::string& name, const std::string& description) {
+  return Command(app_->add_subcommand(name, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, std::string* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, int* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, int64_t* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, uint64_t* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, double* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, std::optional<uint64_t>* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddOption(const std::string& names, std::vector<std::string>* value,
+                                 const std::string& description) {
+  return CommandOption(app_->add_option(names, *value, description));
+}
+
+CommandOption Command::AddFlag(const std::string& names, bool* value,
+                               const std::string& description) {
+  return CommandOption(app_->add_flag(names, *value, description));
+}
+
+CommandOption Command::AddChoiceOfNumbers(const std::string& names,
+                                          const std::map<std::string, int>& words,
+                                          std::function<void(int)> chosen,
+                                          const std::string& description) {
+  return CommandOption(app_->add_option_function<int>(names, std::move(chosen), description)
+                           ->type_name("ENUM")
+                           ->transform(CLI::CheckedTransformer(words)));
+}
+
+void Command::SetFooter(const std::string& text) { app_->footer(text); }
+
+void Command::RequireCommand() { app_->require_subcommand(1); }
+
+void Command::OnParsed(std::function<void()> call) { app_->callback(std::move(call)); }
+
+std::optional<Command> Command::Find(const std::string& name) const {
+  try {
+    return Command(app_->get_subcommand(name));
+  } catch (const CLI::OptionNotFound&) {
+    return std::nullopt;
+  }
+}
+
+bool Command::Chose(const std::string& name) const { return app_->got_subcommand(name); }
+
+std::string Command::Help(const std::string& program) const { return app_->help(program); }
+
+CommandLine::CommandLine(const std::string& description, const std::string& program)
+    : CommandLine(std::make_unique<CLI::App>(description, program)) {}
+
+CommandLine::CommandLine(std::unique_ptr<CLI::App> app)
+    : Command(app.get()), owned_(std::move(app)) {}
+
+CommandLine::~CommandLine() = default;
+
+void CommandLine::SetVersion(const std::string& text) { app_->set_version_flag("--version", text); }
+
+std::optional<int> CommandLine::Parse(int argc, const char* const* argv, UsageErrors errors) {
+  try {
+    app_->parse(argc, argv);
+    return std::nullopt;
+  } catch (const CLI::Success& wanted) {
+    app_->exit(wanted);
+    return kExitOk;
+  } catch (const CLI::ParseError& error) {
+    if (errors == UsageErrors::kTwoLines) {
+      app_->exit(error);
+    } else {
+      const std::string program = app_->get_name();
+      std::fprintf(stderr, "%s: %s (%s --help)\n", program.c_str(), error.what(), program.c_str());
+    }
+    return kExitUsage;
+  }
+}
+
+}  // namespace stillhouse
