@@ -77,8 +77,8 @@ class Command {
         names, numbers, [value](int number) { *value = static_cast<Enum>(number); }, description);
   }
 
-  void SetFooter(const std::string& text);  // of the help
-  void RequireCommand();                    // exactly one of its commands must be given
+  void SetFooter(const std::string& text);    // of the help
+  void RequireCommand();                      // exactly one of its commands must be given
   void OnParsed(std::function<void()> call);  // called by Parse when this command was given
 
   std::optional<Command> Find(const std::string& name) const;  // one of its commands

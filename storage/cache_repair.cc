@@ -284,7 +284,14 @@ absl::StatusOr<CacheRepairReport> RepairCache(const CacheRepairOptions& options)
     return absl::NotFoundError(absl::StrCat("no cache in ", options.path));
   }
   SH_ASSIGN_OR_RETURN(const auto lock, LockCache(options.path, /*alone=*/true));
-  return Repair(options).Run();
+  auto repaired = Repair(options).Run();
+  if (repaired.ok() || NeedsFinishing(options.path)) return repaired;
+  SH_RETURN_IF_ERROR(RemoveTree(JoinPath(options.path, kRepairing)));
+  if (!absl::IsDataLoss(repaired.status())) return repaired;
+  return absl::DataLossError(absl::StrCat(
+      "the database could not be rebuilt: ", repaired.status().message(),
+      "; nothing was changed. Where the cache still opens, a server that is started on it and "
+      "stopped with SIGTERM empties its log; then repair again"));
 }
 
 }  // namespace stillhouse

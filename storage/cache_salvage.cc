@@ -1,6 +1,7 @@
 #include "storage/cache_salvage.h"
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <set>
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr uint64_t kPutBytesMax = 16ull << 20;   // of the parts put together
 constexpr uint64_t kTableBytesMax = 4ull << 30;  // searched byte by byte
+constexpr uint64_t kUnknownSegment = std::numeric_limits<uint64_t>::max();
 constexpr char kUnknownProducer[] = "unknown: the origin of this part was damaged";
 constexpr char kHeaderPrefix = 'h', kPiecePrefix = 'p';  // keys of the family `objects`
 
@@ -43,7 +45,7 @@ void CacheSalvage::Describe(absl::string_view damaged_record, const std::string&
   if (origin.ok()) described_[record.key] = SectionOf(*origin);
 }
 
-CacheSalvage::Origins CacheSalvage::OriginsOf(const SalvageSource& source) {
+absl::StatusOr<CacheSalvage::Origins> CacheSalvage::OriginsOf(const SalvageSource& source) {
   Origins origins;
   for (const std::string& path : source.tables) {
     ScanTable(path, [&](absl::string_view key, absl::string_view value) {
@@ -53,6 +55,17 @@ CacheSalvage::Origins CacheSalvage::OriginsOf(const SalvageSource& source) {
       if (origin.ok()) origins.emplace(*place, *origin);
       return absl::OkStatus();
     }).IgnoreError();
+    if (!source.search_bytes) continue;
+    // Those behind the damage: their places are not known, but what decodes under them is.
+    SH_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path, kTableBytesMax));
+    size_t at = 0;
+    for (absl::string_view found; !(found = FindOriginRecord(bytes, &at)).empty();) {
+      const auto origin = ParseOriginRecord(found);
+      if (origin.ok()) {
+        origins.emplace(Place{kUnknownSegment, static_cast<uint32_t>(origins.size())}, *origin);
+      }
+      at += found.size();
+    }
   }
   return origins;
 }
@@ -87,6 +100,29 @@ std::optional<Provenance> CacheSalvage::OriginFor(const PartRecord& record,
   return std::nullopt;
 }
 
+void CacheSalvage::DescribeHeads(absl::string_view bytes, const Origins& origins) {
+  std::set<std::string> sections;  // that the file tells of
+  size_t next = 0;
+  for (absl::string_view found; !(found = FindOriginRecord(bytes, &next)).empty();) {
+    const auto origin = ParseOriginRecord(found);
+    if (origin.ok()) sections.insert(SectionOf(*origin));
+    next += found.size();
+  }
+  for (size_t at = bytes.find(kPartMagic); at != absl::string_view::npos;
+       at = bytes.find(kPartMagic, at + 1)) {
+    PartRecord head;
+    if (!PeekPartRecord(bytes.substr(at), &head)) continue;
+    const auto missed = missed_.find(head.key);
+    if (missed == missed_.end()) continue;
+    const auto origin = origins.find({missed->second.place.segment, head.origin});
+    if (origin != origins.end()) {
+      described_[head.key] = SectionOf(origin->second);
+    } else if (sections.size() == 1) {
+      described_[head.key] = *sections.begin();
+    }
+  }
+}
+
 absl::StatusOr<uint64_t> CacheSalvage::TakeItems(std::vector<PutItem> items,
                                                  TeacherCache& sections) {
   uint64_t stored = 0;
@@ -98,7 +134,7 @@ absl::StatusOr<uint64_t> CacheSalvage::TakeItems(std::vector<PutItem> items,
 
 absl::StatusOr<uint64_t> CacheSalvage::TakeParts(const SalvageSource& source,
                                                  TeacherCache& sections) {
-  const Origins origins = OriginsOf(source);
+  SH_ASSIGN_OR_RETURN(const Origins origins, OriginsOf(source));
   uint64_t taken = 0, bytes_waiting = 0;
   std::vector<PutItem> waiting;
   const auto put = [&]() -> absl::Status {
@@ -136,6 +172,7 @@ absl::StatusOr<uint64_t> CacheSalvage::TakeParts(const SalvageSource& source,
       at += found.size();
     }
     SH_RETURN_IF_ERROR(put());
+    DescribeHeads(bytes, origins);
   }
   // Of what was not found: where all origins of its segment are of one section, that is its.
   for (const auto& [key, entry] : missed_) {

@@ -63,7 +63,9 @@ class CacheSalvage {
   };
   using Candidates = std::map<std::string, std::vector<Candidate>>;  // by the object's name
 
-  Origins OriginsOf(const SalvageSource& source);
+  absl::StatusOr<Origins> OriginsOf(const SalvageSource& source);
+  // What can be told of missed parts by the heads of their records, which do not hold.
+  void DescribeHeads(absl::string_view bytes, const Origins& origins);
   std::optional<Provenance> OriginFor(const PartRecord& record, std::optional<uint64_t> segment,
                                       const Origins& origins);
   absl::Status FindObjects(const std::vector<SalvageSource>& sources, Candidates* candidates,

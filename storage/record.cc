@@ -6,7 +6,6 @@
 namespace stillhouse {
 namespace {
 
-constexpr char kPartMagic[5] = "SHrc";
 constexpr char kOriginMagic[5] = "SHor";
 constexpr char kObjectMagic[5] = "SHob";
 constexpr char kPieceMagic[5] = "SHpc";
@@ -158,6 +157,31 @@ std::string EncodeOriginRecord(const Provenance& origin) {
   body.Put(origin.chunk);
   body.PutField(origin.producer_class);
   return Seal(kOriginMagic, body.bytes());
+}
+
+absl::string_view FindOriginRecord(absl::string_view bytes, size_t* offset) {
+  for (size_t at = bytes.find(kOriginMagic, *offset); at != absl::string_view::npos;
+       at = bytes.find(kOriginMagic, at + 1)) {
+    // Nothing states its length: it follows from the fields.
+    const absl::string_view rest = bytes.substr(at);
+    if (rest.size() <= kMagicBytes + 1) break;
+    ByteReader reader(rest.substr(kMagicBytes + 1));
+    absl::string_view field;
+    Digest digest;
+    uint32_t chunk = 0;
+    uint64_t checksum = 0;
+    reader.GetField(&field);
+    reader.GetDigest(&digest);
+    reader.GetDigest(&digest);
+    reader.Get(&chunk);
+    reader.GetField(&field);
+    if (!reader.Get(&checksum)) continue;
+    const absl::string_view record = rest.substr(0, rest.size() - reader.rest().size());
+    if (!ParseOriginRecord(record).ok()) continue;
+    *offset = at;
+    return record;
+  }
+  return {};
 }
 
 absl::StatusOr<Provenance> ParseOriginRecord(absl::string_view bytes) {

@@ -39,12 +39,15 @@ struct PartRecord {
 std::string EncodePartRecord(const PartRecord& record);
 absl::StatusOr<PartRecord> ParsePartRecord(absl::string_view bytes);
 
+inline constexpr char kPartMagic[5] = "SHrc";  // what a part's record begins with
 // The head of a part's record that may be damaged: nothing of it is checked. False where it is not
 // even that long or has another magic.
 bool PeekPartRecord(absl::string_view bytes, PartRecord* record);
 // The first record of a part within `bytes`, at or after `*offset`, that matches its checksum; it
 // then lies at `*offset`. Nothing: there is none.
 absl::string_view FindPartRecord(absl::string_view bytes, size_t* offset);
+// The same of an origin's record.
+absl::string_view FindOriginRecord(absl::string_view bytes, size_t* offset);
 
 // Parts and origins share a family: which is it?
 bool IsOriginRecord(absl::string_view bytes);

@@ -1,8 +1,10 @@
 #include "storage/rocks_repair.h"
 
+#include <fcntl.h>
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -50,7 +52,9 @@ class DroppedLines final : public rocksdb::Logger {
 };
 
 absl::Status Link(const std::string& from, const std::string& to) {
-  return link(from.c_str(), to.c_str()) == 0 ? absl::OkStatus() : ErrnoStatus("linking", from);
+  // The file itself, where a name is a symbolic link.
+  const int made = linkat(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW);
+  return made == 0 ? absl::OkStatus() : ErrnoStatus("linking", from);
 }
 
 std::string TableName(uint64_t number) { return absl::StrFormat("%06d.sst", number); }
@@ -59,7 +63,9 @@ absl::StatusOr<std::vector<std::string>> ListLogs(const std::string& folder) {
   SH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(folder));
   std::vector<std::string> logs;
   for (const std::string& name : names) {
-    if (absl::EndsWith(name, ".log")) logs.push_back(name);
+    struct stat info {};
+    const bool file = stat(JoinPath(folder, name).c_str(), &info) == 0 && S_ISREG(info.st_mode);
+    if (file && absl::EndsWith(name, ".log")) logs.push_back(name);
   }
   return logs;
 }

@@ -158,6 +158,7 @@ class Auditor {
     for (const ExportPart& part : parts) keys.push_back(part.part.key);
     auto stored = cache_.GetParts(keys);
     if (absl::IsDataLoss(stored.status())) {  // one by one, to go on behind what is damaged
+      report_.damaged.push_back(std::string(stored.status().message()));
       for (const ExportPart& part : parts) {
         auto one = cache_.GetParts({part.part.key});
         if (absl::IsDataLoss(one.status())) {
@@ -245,12 +246,15 @@ std::vector<AuditBatch> DrawBatches(const Plan& plan, double share, uint64_t see
 
 bool AuditedSection::Holds(const SectionSpec& spec) const {
   const SectionTolerance allowed = ToleranceOf(spec.kind);
-  return distance.rows == 0 || (distance.worst <= allowed.row &&
-                                distance.sum <= allowed.mean * static_cast<double>(distance.rows));
+  return distance.worst <= allowed.row &&
+         distance.sum <= allowed.mean * static_cast<double>(distance.rows);
 }
 
 bool AuditReport::Holds() const {
-  return damaged.empty() && std::all_of(sections.begin(), sections.end(), [](const auto& item) {
+  const bool compared = std::any_of(sections.begin(), sections.end(),
+                                    [](const auto& item) { return item.second.distance.rows > 0; });
+  return damaged.empty() && compared &&
+         std::all_of(sections.begin(), sections.end(), [](const auto& item) {
            const auto spec = ParseSectionSpec(item.first);
            return spec.ok() && item.second.Holds(*spec);
          });

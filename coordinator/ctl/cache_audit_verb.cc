@@ -1,4 +1,5 @@
 // coordinatorctl cache audit.
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -87,7 +88,9 @@ void ShowTable(const AuditReport& report, const Plan& plan, uint64_t seed) {
                           absl::StrFormat("%.4f", MeanOf(distance)),
                           absl::StrFormat("%.3f", distance.worst), Where(section),
                           absl::StrFormat("%.2f, %.1f", allowed.mean, allowed.row),
-                          spec.ok() && section.Holds(*spec) ? "yes" : "NO"});
+                          distance.rows == 0                  ? "-"
+                          : spec.ok() && section.Holds(*spec) ? "yes"
+                                                              : "NO"});
   }
   PrintText(RenderTable(table));
   uint64_t missing = 0;
@@ -154,6 +157,12 @@ absl::StatusOr<int> Audit(AuditVerbOptions options) {
                   line.Show(absl::StrCat("computing again: ", done, " of ", rows, " rows"));
                 }}));
   line.Show("");
+  if (report.damaged.empty() &&
+      std::all_of(report.sections.begin(), report.sections.end(),
+                  [](const auto& item) { return item.second.distance.rows == 0; })) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "nothing of the ", report.rows, " rows drawn is captured yet (--seed ", seed, ")"));
+  }
   if (options.format == OutputFormat::kTable) {
     ShowTable(report, *plan, seed);
   } else {

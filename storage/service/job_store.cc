@@ -1,6 +1,8 @@
 #include "storage/service/job_store.h"
 
+#include <iterator>
 #include <limits>
+#include <utility>
 
 #include "common/status.h"
 #include "storage/service/cache_admin.h"
@@ -22,7 +24,14 @@ class LocalJobStore final : public JobStore {
   }
   absl::StatusOr<std::vector<std::optional<Part>>> GetParts(
       const std::vector<PartKey>& keys) override {
-    return sections_.Get(keys, std::numeric_limits<uint64_t>::max());
+    // An answer ends before a damaged part; the next question begins with it, and fails.
+    std::vector<std::optional<Part>> parts;
+    while (parts.size() < keys.size()) {
+      SH_ASSIGN_OR_RETURN(auto more, sections_.Get(absl::MakeConstSpan(keys).subspan(parts.size()),
+                                                   std::numeric_limits<uint64_t>::max()));
+      std::move(more.begin(), more.end(), std::back_inserter(parts));
+    }
+    return parts;
   }
   absl::StatusOr<JobUsage> UsageOfJob(const std::string& job) override {
     return admin_.UsageOfJob(job);
