@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "common/fd.h"
 #include "common/status.h"
 
 namespace stillhouse {
@@ -19,22 +20,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
+}  // namespace
 
- private:
-  int fd_;
-};
-
-absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) {
+absl::Status WriteAll(int fd, absl::string_view bytes, absl::string_view path) {
   while (!bytes.empty()) {
     const ssize_t written = write(fd, bytes.data(), bytes.size());
     if (written < 0) {
@@ -45,8 +33,6 @@ absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) 
   }
   return absl::OkStatus();
 }
-
-}  // namespace
 
 absl::Status ErrnoStatus(absl::string_view action, absl::string_view path) {
   const int error = errno;

@@ -245,8 +245,8 @@ class TeacherCache::Group {
   }
 
   KvBatch* batch() { return &batch_; }
-  // Of the index entries, in order of the parts added.
-  const std::vector<uint64_t>& entry_bytes() const { return entry_bytes_; }
+  // In order of the parts added.
+  const std::vector<IndexEntry>& entries() const { return entries_; }
 
  private:
   static std::string Encode(const Part& part, uint32_t origin) {
@@ -259,10 +259,8 @@ class TeacherCache::Group {
   }
   void AddIndex(const NewPart& added, const Place& place, uint64_t record_bytes) {
     const Part& part = *added.part;
-    std::string entry =
-        EncodeIndexEntry({place, part.row_count, static_cast<uint32_t>(record_bytes)});
-    entry_bytes_.push_back(entry.size());
-    batch_.Put(kCacheIndex, IndexKey(part.key), std::move(entry));
+    entries_.push_back({place, part.row_count, static_cast<uint32_t>(record_bytes)});
+    batch_.Put(kCacheIndex, IndexKey(part.key), EncodeIndexEntry(entries_.back()));
     segments_.AddLive(place.segment, record_bytes);
     if (added.moved_from != nullptr) Kill(*added.moved_from);
     if (added.replaces.has_value()) Kill(*added.replaces);
@@ -273,7 +271,7 @@ class TeacherCache::Group {
   TeacherCache& cache_;
   KvBatch batch_;
   SegmentChanges segments_;
-  std::vector<uint64_t> entry_bytes_;
+  std::vector<IndexEntry> entries_;
   std::unique_ptr<KvSortedFile> file_;
   uint64_t file_segment_ = 0;
   uint32_t file_slot_ = 0;
@@ -287,21 +285,14 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
     const NewPart& added = parts[i];
     const std::string spec = added.item->provenance.spec.Canonical();
     SpecTotals& total = changed.try_emplace(spec, totals[spec]).first->second;
-    if (added.moved_from != nullptr) {  // an entry's length depends on the place
-      total.index_bytes += group->entry_bytes()[i];
-      total.index_bytes -= EncodeIndexEntry(*added.moved_from).size();
-      continue;
+    const PartKey& key = added.part->key;
+    // Of one that is moved too: an entry's length depends on the place.
+    if (added.moved_from != nullptr) SubtractPartTotals(key, *added.moved_from, &total);
+    if (added.replaces.has_value()) SubtractPartTotals(key, *added.replaces, &total);
+    AddPartTotals(key, group->entries()[i], &total);
+    if (added.moved_from == nullptr && damaged_.Contains(key)) {
+      DamageList::Release(key, group->batch());
     }
-    if (added.replaces.has_value()) SubtractPartTotals(added.part->key, *added.replaces, &total);
-    if (damaged_.Contains(added.part->key)) {
-      DamageList::Release(added.part->key, group->batch());
-    }
-    total.sections += added.part->key.row_begin == 0;
-    total.parts += 1;
-    total.rows += added.part->row_count;
-    total.record_bytes += kPlaceKeyBytes + kRecordOverheadBytes + added.part->payload.size();
-    total.payload_bytes += added.part->payload.size();
-    total.index_bytes += kIndexKeyBytes + group->entry_bytes()[i];
   }
   for (const auto& [spec, total] : changed) PutTotals(spec, total, group->batch());
   return absl::OkStatus();
@@ -408,7 +399,6 @@ absl::StatusOr<RemoveCounts> TeacherCache::Remove(absl::Span<const Removal> part
   SegmentChanges segments;
   std::set<std::string> changed;
   absl::flat_hash_set<std::string> seen;
-  const auto lower = [](uint64_t* total, uint64_t by) { *total -= std::min(*total, by); };
   for (size_t i = 0; i < parts.size(); ++i) {
     const std::string index_key = IndexKey(keys[i]);
     if (!found[i].has_value() || !seen.insert(index_key).second) continue;
@@ -416,13 +406,7 @@ absl::StatusOr<RemoveCounts> TeacherCache::Remove(absl::Span<const Removal> part
     const std::string spec = parts[i].spec.Canonical();
     const uint64_t record_bytes = kPlaceKeyBytes + entry.record_bytes;
     const uint64_t index_bytes = index_key.size() + EncodeIndexEntry(entry).size();
-    SpecTotals& total = totals[spec];
-    lower(&total.sections, keys[i].row_begin == 0);
-    lower(&total.parts, 1);
-    lower(&total.rows, entry.row_count);
-    lower(&total.record_bytes, record_bytes);
-    lower(&total.payload_bytes, entry.record_bytes - kRecordOverheadBytes);
-    lower(&total.index_bytes, index_bytes);
+    SubtractPartTotals(keys[i], entry, &totals[spec]);
     changed.insert(spec);
     counts.sections += keys[i].row_begin == 0;
     counts.parts += 1;

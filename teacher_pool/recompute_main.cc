@@ -15,6 +15,7 @@
 #include "absl/strings/str_split.h"
 #include "common/byte_io.h"
 #include "common/command_line.h"
+#include "common/fd.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "formats/model_files.h"
@@ -35,15 +36,7 @@ struct Flags {
   std::vector<std::string> sections, held_out_sections;
 };
 
-absl::Status WriteAll(absl::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = write(STDOUT_FILENO, bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return ErrnoStatus("writing", "standard output");
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-  return absl::OkStatus();
-}
+constexpr char kOutput[] = "standard output";
 
 absl::StatusOr<CaptureRequest> RequestOf(const std::vector<std::string>& names,
                                          const ModelConfig& config) {
@@ -100,8 +93,8 @@ absl::Status Recompute(const Flags& flags) {
     SH_RETURN_IF_ERROR(writer.Finish());
     ByteWriter size;
     size.Put(static_cast<uint64_t>(file.size()));
-    SH_RETURN_IF_ERROR(WriteAll(size.Take()));
-    SH_RETURN_IF_ERROR(WriteAll(file));
+    SH_RETURN_IF_ERROR(WriteAll(STDOUT_FILENO, size.Take(), kOutput));
+    SH_RETURN_IF_ERROR(WriteAll(STDOUT_FILENO, file, kOutput));
   }
   return absl::OkStatus();
 }

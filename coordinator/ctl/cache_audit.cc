@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "common/byte_io.h"
+#include "common/fd.h"
 #include "common/file.h"
 #include "common/random.h"
 #include "common/status.h"
@@ -23,34 +24,12 @@ namespace {
 constexpr char kProgram[] = "teacher_recompute";
 constexpr uint64_t kBatchBytesMax = 64ull << 30;
 
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
-
 // A file without a name that holds `bytes`, for a child to open as /proc/self/fd/<n>.
 absl::StatusOr<int> NamelessFile(absl::string_view bytes) {
-  const int fd = memfd_create("plan", MFD_CLOEXEC);
-  if (fd < 0) return ErrnoStatus("making", "a file in memory");
-  while (!bytes.empty()) {
-    const ssize_t written = write(fd, bytes.data(), bytes.size());
-    if (written < 0) {
-      const absl::Status status = ErrnoStatus("writing", "a file in memory");
-      close(fd);
-      return status;
-    }
-    bytes.remove_prefix(static_cast<size_t>(written));
-  }
-  return fd;
+  Fd file(memfd_create("plan", MFD_CLOEXEC));
+  if (file.get() < 0) return ErrnoStatus("making", "a file in memory");
+  SH_RETURN_IF_ERROR(WriteAll(file.get(), bytes, "a file in memory"));
+  return file.Release();
 }
 
 // The child that computes. Killed, and waited for, with the object.
@@ -250,10 +229,13 @@ bool AuditedSection::Holds(const SectionSpec& spec) const {
          distance.sum <= allowed.mean * static_cast<double>(distance.rows);
 }
 
+bool AuditReport::Compared() const {
+  return std::any_of(sections.begin(), sections.end(),
+                     [](const auto& item) { return item.second.distance.rows > 0; });
+}
+
 bool AuditReport::Holds() const {
-  const bool compared = std::any_of(sections.begin(), sections.end(),
-                                    [](const auto& item) { return item.second.distance.rows > 0; });
-  return damaged.empty() && compared &&
+  return damaged.empty() && Compared() &&
          std::all_of(sections.begin(), sections.end(), [](const auto& item) {
            const auto spec = ParseSectionSpec(item.first);
            return spec.ok() && item.second.Holds(*spec);
@@ -266,7 +248,7 @@ absl::StatusOr<AuditReport> AuditJob(const JobObject& job, const Plan& plan,
                                      const AuditOptions& options) {
   SH_ASSIGN_OR_RETURN(const std::string programs, ProgramsFolder());
   SH_ASSIGN_OR_RETURN(const int file, NamelessFile(plan_bytes));
-  const Descriptor closed_at_the_end(file);
+  const Fd closed_at_the_end(file);
   std::vector<std::string> argv = {JoinPath(programs, kProgram),
                                    "--model",
                                    options.model,

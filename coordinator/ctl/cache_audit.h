@@ -39,7 +39,8 @@ struct AuditReport {
   uint64_t rows = 0;                               // of the batches
   std::map<std::string, AuditedSection> sections;  // by canonical name
   std::vector<std::string> damaged;                // parts that cannot be read
-  bool Holds() const;
+  bool Compared() const;                           // any row at all
+  bool Holds() const;                              // and what was compared is as the teacher says
 };
 
 struct AuditOptions {

@@ -1,5 +1,4 @@
 // coordinatorctl cache audit.
-#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <random>

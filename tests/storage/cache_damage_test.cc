@@ -61,14 +61,7 @@ class CacheDamageTest : public testing::Test {
   void ExpectRepairs(const std::string& path, int whole) {
     const auto repaired = Repair(path);
     ASSERT_TRUE(repaired.ok()) << repaired.status();
-    const auto cache = OpenCache(path);
-    const Served served = AskAll(*cache, kDocuments);
-    EXPECT_GE(served.whole, whole);
-    EXPECT_EQ(served.whole + served.absent, PartsOf(kDocuments));
-    EXPECT_THAT(VerifyAll(*cache), IsEmpty());
-    PutDocuments(*cache, 0, kDocuments);
-    EXPECT_EQ(AskAll(*cache, kDocuments).whole, PartsOf(kDocuments));
-    EXPECT_THAT(VerifyAll(*cache), IsEmpty());
+    ExpectMended(path, kDocuments, whole);
   }
   // Flips one bit of `file` (of the original) in a copy of the cache, at a place below `limit`.
   void Flip(const std::string& file, uint64_t limit, const std::string& copy) {

@@ -32,15 +32,7 @@ class CacheRepairTest : public testing::Test {
     const auto again = Repair(path_);
     EXPECT_TRUE(again.ok()) << again.status();
     EXPECT_FALSE(again->report.changed) << testing::PrintToString(again->gone);
-    const auto cache = OpenCache(path_);
-    const Served served = AskAll(*cache, kDocuments);
-    EXPECT_GE(served.whole, whole_at_least);
-    EXPECT_EQ(served.whole + served.absent, PartsOf(kDocuments));
-    EXPECT_THAT(VerifyAll(*cache), IsEmpty());
-    PutDocuments(*cache, 0, kDocuments);
-    EXPECT_EQ(AskAll(*cache, kDocuments).whole, PartsOf(kDocuments));
-    EXPECT_THAT(VerifyAll(*cache), IsEmpty());
-    SH_CHECK_OK(cache->Close());
+    ExpectMended(path_, kDocuments, whole_at_least);
     return *repaired;
   }
   int Objects(CacheDirectory& cache) {

@@ -2,6 +2,8 @@
 // what tests do to it and ask of it afterwards.
 #pragma once
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -145,6 +147,19 @@ inline absl::StatusOr<Repaired> Repair(const std::string& path, bool dry_run = f
   if (!report.ok()) return report.status();
   repaired.report = *std::move(report);
   return repaired;
+}
+
+// The cache is clean, serves at least `whole` parts of so many documents, and takes the rest again.
+inline void ExpectMended(const std::string& path, int documents, int whole) {
+  const auto cache = OpenCache(path);
+  const Served served = AskAll(*cache, documents);
+  EXPECT_GE(served.whole, whole);
+  EXPECT_EQ(served.whole + served.absent, PartsOf(documents));
+  EXPECT_THAT(VerifyAll(*cache), testing::IsEmpty());
+  PutDocuments(*cache, 0, documents);
+  EXPECT_EQ(AskAll(*cache, documents).whole, PartsOf(documents));
+  EXPECT_THAT(VerifyAll(*cache), testing::IsEmpty());
+  SH_CHECK_OK(cache->Close());
 }
 
 }  // namespace stillhouse
