@@ -95,6 +95,8 @@ void Command::RequireCommand() { app_->require_subcommand(1); }
 
 void Command::OnParsed(std::function<void()> call) { app_->callback(std::move(call)); }
 
+bool Command::HasCommands() const { return !app_->get_subcommands(nullptr).empty(); }
+
 std::optional<Command> Command::Find(const std::string& name) const {
   try {
     return Command(app_->get_subcommand(name));

@@ -81,6 +81,7 @@ class Command {
   void RequireCommand();                      // exactly one of its commands must be given
   void OnParsed(std::function<void()> call);  // called by Parse when this command was given
 
+  bool HasCommands() const;
   std::optional<Command> Find(const std::string& name) const;  // one of its commands
   bool Chose(const std::string& name) const;  // after Parse. REQUIRES: it has the command
   // `program`: what stands before the command's name in the usage; "" for the whole program.

@@ -3,6 +3,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
 #include "common/status.h"
 
 namespace stillhouse {
@@ -10,6 +13,8 @@ namespace {
 
 constexpr KvFamily kFamily = 0;
 constexpr int kScanRows = 1000;
+constexpr absl::Duration kReadersHoldAtMost = absl::Seconds(2);
+constexpr absl::Duration kLockRetry = absl::Milliseconds(20);
 
 RocksOptions StoreOptions(const std::string& folder) {
   RocksOptions options;
@@ -21,6 +26,17 @@ RocksOptions StoreOptions(const std::string& folder) {
 }
 
 std::string LockPath(const std::string& folder) { return JoinPath(folder, "STILLHOUSE.LOCK"); }
+
+// For a coordinator that starts. ReadJournal holds the lock for a moment; another coordinator keeps
+// it.
+absl::StatusOr<std::unique_ptr<FileLock>> LockAlone(const std::string& folder) {
+  const absl::Duration until = SystemClock().Now() + kReadersHoldAtMost;
+  for (;;) {
+    auto lock = FileLock::Acquire(LockPath(folder), FileLock::Mode::kExclusive);
+    if (!absl::IsFailedPrecondition(lock.status()) || SystemClock().Now() >= until) return lock;
+    absl::SleepFor(kLockRetry);
+  }
+}
 
 absl::StatusOr<State> ReadState(KvStore& store) {
   State state;
@@ -71,8 +87,7 @@ Journal::Journal(std::unique_ptr<FileLock> lock, std::unique_ptr<KvStore> owned,
 absl::StatusOr<Journal::Opened> Journal::Open(const std::string& folder,
                                               std::function<void(absl::Status)> on_error) {
   SH_RETURN_IF_ERROR(MakeFolders(folder, 0700));
-  SH_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock,
-                      FileLock::Acquire(LockPath(folder), FileLock::Mode::kExclusive));
+  SH_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockAlone(folder));
   RocksOptions options = StoreOptions(folder);
   options.on_background_error = std::move(on_error);
   SH_ASSIGN_OR_RETURN_AT(std::unique_ptr<KvStore> store, OpenRocksKvStore(options),

@@ -28,8 +28,8 @@ class Journal {
     std::unique_ptr<Journal> journal;
     State state;  // with the new incarnation, which is durable already
   };
-  // Makes the folder if need be. FailedPrecondition when another process holds it, DataLoss when a
-  // row is damaged. `on_error` as in RocksOptions.
+  // Makes the folder if need be. FailedPrecondition when another process holds it (for longer than
+  // a reader would: two seconds), DataLoss when a row is damaged. `on_error` as in RocksOptions.
   static absl::StatusOr<Opened> Open(const std::string& folder,
                                      std::function<void(absl::Status)> on_error);
   // Over a store of one family that the caller keeps; it must outlive the journal.

@@ -55,6 +55,20 @@ absl::Status NotThere(const std::string& path) {
       "itself)"));
 }
 
+// What a folder without config.json lacks, or which file in it was meant.
+absl::Status NoConfig(const std::string& folder) {
+  const absl::StatusOr<std::vector<std::string>> names = ListFolder(folder);
+  std::string hint = "a model is a GGUF file or a Hugging Face folder";
+  if (names.ok()) {
+    for (const std::string& name : *names) {
+      if (!absl::EndsWith(name, ".gguf")) continue;
+      hint = absl::StrCat("for the GGUF file in it, give ", JoinPath(folder, name));
+      break;
+    }
+  }
+  return absl::NotFoundError(absl::StrCat(folder, ": no config.json in this folder; ", hint));
+}
+
 // Tensors of one or several safetensors files, in the order of the config's parameters.
 class SafetensorsWeights final : public Weights {
  public:
@@ -229,6 +243,7 @@ absl::StatusOr<ModelFiles> OpenModelFiles(const std::string& path) {
   if (IsFolder(path)) {
     model.format = "huggingface";
     const std::string config_path = JoinPath(path, "config.json");
+    if (!PathExists(config_path)) return NoConfig(path);
     SH_ASSIGN_OR_RETURN(const std::string config, ReadFile(config_path, kConfigBytesMax));
     SH_ASSIGN_OR_RETURN(model.config, ParseConfigJson(config, config_path));
     SH_ASSIGN_OR_RETURN(model.weights, OpenFolderWeights(path, model.config));

@@ -173,6 +173,9 @@ void Reader::ReadLogits(Fields& f, CaptureRecipe& capture) {
     double p = 0;
     f.Real("p", Need::kRequired, {.min = kTopPMin, .max = 1 - kTopPMin}, &p);
     top.p_millionths = std::llround(p * 1e6);
+    if (std::abs(p * 1e6 - static_cast<double>(top.p_millionths)) > 1e-6) {
+      report_.AddAt(f.PathOf("p"), "has more than 6 digits behind the point");
+    }
     f.Integer("k_max", Need::kOptional, {1, kTopIdsMax}, &top.k);
   }
   capture.top.push_back(top);

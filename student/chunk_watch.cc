@@ -9,6 +9,7 @@ namespace stillhouse {
 
 void ChunkWatch::Note(ChunkAvailability state, absl::Duration now) {
   const std::string name = absl::StrCat("chunk ", chunk_);
+  noted_ = true;
   durable_ = state == ChunkAvailability::kDurable;
   problem_ = absl::OkStatus();
   if (state != ChunkAvailability::kNeedsTeacher) no_teacher_since_.reset();

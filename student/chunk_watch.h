@@ -21,13 +21,14 @@ class ChunkWatch {
 
   void Note(ChunkAvailability state, absl::Duration now);
   bool durable() const { return durable_; }
+  bool pending() const { return noted_ && !durable_; }  // by the last answer
   // A RunStop status (run_stop.h) once the chunk is known not to come; else OK.
   const absl::Status& problem() const { return problem_; }
 
  private:
   uint32_t chunk_;
   absl::Duration grace_;
-  bool durable_ = false;
+  bool noted_ = false, durable_ = false;
   absl::Status problem_;
   std::optional<absl::Duration> no_teacher_since_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "ATen/Parallel.h"
@@ -50,6 +51,7 @@ Ratio RatioOverDocuments(absl::Span<const EvaluationSums> documents,
     rows += static_cast<double>(document.rows);
   }
   Ratio ratio;
+  ratio.standard_error = std::numeric_limits<double>::quiet_NaN();
   if (rows == 0) return ratio;
   ratio.mean = total / rows;
   const auto n = static_cast<double>(documents.size());

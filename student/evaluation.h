@@ -28,8 +28,8 @@ struct EvaluationSums {
 };
 
 // Mean of a ratio Σ value / Σ rows over documents, with its standard error: that of a ratio
-// estimator with documents as the units (Cochran, "Sampling techniques", ch. 6). 0 for fewer than
-// two documents.
+// estimator with documents as the units (Cochran, "Sampling techniques", ch. 6), NaN for fewer
+// than two documents: no error is known then.
 struct Ratio {
   double mean = 0, standard_error = 0;
 };

@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "storage/codec.h"
 #include "student/run_stop.h"
@@ -282,6 +283,26 @@ void Prefetcher::NoteChunksPassed(const std::vector<DocumentTargets>& taken) {
   chunk_passed_ = chunk_passed_ || !passed.empty();
 }
 
+// Data that is stored and on its way is not worth a word.
+void Prefetcher::TellWhatIsMissing(size_t count) {
+  if (options_.on_wait == nullptr) return;
+  std::set<uint32_t> chunks;
+  for (size_t i = 0; i < count; ++i) {
+    if (queue_[i].state != State::kReady && Chunk(queue_[i].chunk).watch.pending()) {
+      chunks.insert(queue_[i].chunk);
+    }
+  }
+  if (chunks.empty()) return;
+  const std::string what =
+      chunks.size() == 1
+          ? absl::StrCat("needs chunk ", *chunks.begin(), ", which is not captured yet")
+          : absl::StrCat("needs chunks ", absl::StrJoin(chunks, ", "),
+                         ", which are not captured yet (dataset.shuffle_window mixes them)");
+  if (what == told_) return;
+  told_ = what;
+  options_.on_wait(what);
+}
+
 void Prefetcher::Deliver() {
   if (take_done_ == nullptr) return;
   if (!failed_.ok()) {
@@ -293,8 +314,8 @@ void Prefetcher::Deliver() {
   for (size_t i = 0; i < count; ++i) {
     if (queue_[i].state == State::kReady) continue;
     const absl::Status problem = Chunk(queue_[i].chunk).watch.problem();
-    if (!problem.ok()) Fail(problem);
-    return;
+    if (!problem.ok()) return Fail(problem);
+    return TellWhatIsMissing(count);
   }
   std::vector<DocumentTargets> taken;
   taken.reserve(count);
@@ -304,6 +325,7 @@ void Prefetcher::Deliver() {
   }
   first_serial_ += count;
   take_count_ = 0;
+  told_.clear();
   NoteChunksPassed(taken);
   // Reading ahead goes on by itself: `done` may take its time, destroy this object, or call Take.
   executor_.Post([weak = std::weak_ptr<Prefetcher*>(self_)] {

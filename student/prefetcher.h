@@ -16,9 +16,11 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -40,6 +42,8 @@ struct PrefetchOptions {
   std::vector<SectionSpec> sections;  // empty: nothing is fetched, nothing is waited for
   uint64_t read_ahead_rows = 8192;    // fetched or decoded and not yet taken; Take may ask for more
   absl::Duration needs_teacher_grace = kNeedsTeacherGrace;
+  // Told, on the executor, what a Take waits for, in words, whenever that changes. May be null.
+  std::function<void(const std::string& what)> on_wait = nullptr;
 };
 
 class Prefetcher {
@@ -89,6 +93,7 @@ class Prefetcher {
                  absl::StatusOr<std::vector<std::optional<Part>>> parts);
   absl::Status Decode(const Fetch& fetch, std::vector<std::optional<Part>>& parts);
   void Deliver();
+  void TellWhatIsMissing(size_t count);
   void NoteChunksPassed(const std::vector<DocumentTargets>& taken);
   uint64_t RowsWanted() const;
 
@@ -111,6 +116,7 @@ class Prefetcher {
   absl::Status failed_;
   size_t take_count_ = 0;
   TakeCallback take_done_;
+  std::string told_;  // what the pending Take waits for
   // Callbacks of others hold a weak reference, so that they find out when this object is gone.
   std::shared_ptr<Prefetcher*> self_;
 };

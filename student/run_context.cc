@@ -181,7 +181,8 @@ absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& servi
   }
   std::vector<double> influence;
   if (NeedsInfluence(student.init)) {
-    tell("waits for the teacher's first chunk, which measures the influence of its layers");
+    tell(
+        "reads the influence of the teacher's layers, which the first chunk of a capture measures");
     SH_ASSIGN_OR_RETURN(influence, FetchInfluence(context, services));
     tell("");
   }

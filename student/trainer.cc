@@ -59,7 +59,6 @@ class Run {
     reporter_.Update([&](RunReport& report) {
       report.phase = "finished";
       report.exported_to = folder;
-      report.message = "";
     });
     UpdateTimes();
     return Annotate(reporter_.Flush(), "telling the coordinator that the run has finished");
@@ -77,8 +76,11 @@ class Run {
   uint64_t steps() const { return static_cast<uint64_t>(context_.student.steps); }
   uint64_t step_rows() const { return static_cast<uint64_t>(context_.student.batch_tokens); }
 
-  void SetPhase(absl::string_view phase) {
-    reporter_.Update([&](RunReport& report) { report.phase = std::string(phase); });
+  void SetPhase(absl::string_view phase, absl::string_view message = "") {
+    reporter_.Update([&](RunReport& report) {
+      report.phase = std::string(phase);
+      report.message = std::string(message);
+    });
   }
 
   double Seconds() const { return seconds_before_ + absl::ToDoubleSeconds(Now() - started_); }
@@ -133,8 +135,9 @@ class Run {
     return absl::OkStatus();
   }
 
-  void SetLoader(std::unique_ptr<Prefetcher>* place, const PrefetchOptions& options,
+  void SetLoader(std::unique_ptr<Prefetcher>* place, PrefetchOptions options,
                  absl::AnyInvocable<std::optional<uint32_t>()> next) {
+    options.on_wait = [this](const std::string& what) { SetPhase("waiting", what); };
     RunOnExecutor(services_.executor, [&] {
       *place = std::make_unique<Prefetcher>(services_.executor, services_.run, services_.cache,
                                             context_.plan, options, std::move(next));
@@ -199,7 +202,6 @@ class Run {
   absl::StatusOr<std::vector<DocumentTargets>> Take(std::unique_ptr<Prefetcher>& loader,
                                                     size_t count, double* waited_s) {
     const absl::Duration before = Now();
-    SetPhase("waiting");
     auto taken = CallAndWait<std::vector<DocumentTargets>>(
         services_.executor, [&](auto done) { loader->Take(count, std::move(done)); });
     *waited_s = absl::ToDoubleSeconds(Now() - before);
@@ -242,6 +244,7 @@ class Run {
       if (progress_.evaluations == 0) LogWarning("no held-out documents: nothing to evaluate on");
       return absl::OkStatus();
     }
+    SetPhase("evaluating");
     PrefetchOptions options;
     options.teacher = context_.spec.teacher;
     options.sections = context_.held_out_sections;
@@ -260,7 +263,12 @@ class Run {
       SH_RETURN_IF_ERROR(EvaluateDocuments(*evaluator, taken));
     }
     SH_CHECK(evaluator.has_value());
-    return NoteEvaluation(evaluator->Finish(progress_.step));
+    const Evaluation evaluation = evaluator->Finish(progress_.step);
+    if (evaluation.rows == 0) {
+      LogWarning("the loss mask leaves no row of the held-out documents: nothing to evaluate on");
+      return absl::OkStatus();
+    }
+    return NoteEvaluation(evaluation);
   }
 
   absl::Status EvaluateDocuments(Evaluator& evaluator,

@@ -837,6 +837,7 @@ def _stat(export, options):
                     spent += time.process_time() - begin
                     decoded += count
         print("%-40s %9d %12d %14d %10d" % (name, documents, rows, size, decoded / spent if spent else 0))
+    print("sizes and what was decoded are checked here, not every byte: `verify` does that")
 
 
 def _verify(export, options):

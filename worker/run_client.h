@@ -47,7 +47,7 @@ struct WantAnswer {
 struct Evaluation {
   uint64_t step = 0, rows = 0;
   double perplexity = 0;
-  double kl = 0, kl_se = 0;  // teacher || student, nats per row, T = 1
+  double kl = 0, kl_se = 0;  // teacher || student, nats per row, T = 1; errors: NaN if unknown
   double jsd = 0, jsd_se = 0;
   double agreement = 0, agreement_se = 0;  // 0 to 1
   double teacher_perplexity = 0;

@@ -67,6 +67,12 @@ void AddWarnings(Checked& checked) {
         "cache.retention: until_read: what was freed is computed again for each epoch and each "
         "student that needs it, which the times above leave out");
   }
+  for (const TopRecipe& top : checked.job->recipe.capture.top) {
+    if (top.k <= checked.job->teacher_config.vocab_size) continue;
+    checked.warnings.push_back(
+        absl::StrCat("capture.logits: ", top.k, " ids are wanted, the teacher has ",
+                     checked.job->teacher_config.vocab_size, "; all of them are stored"));
+  }
   if (checked.plan.held_out_rows == 0) {
     checked.warnings.push_back("nothing is held out, so students cannot be evaluated");
   }
@@ -101,9 +107,11 @@ absl::StatusOr<Checked> Check(const Recipe& recipe) {
 std::vector<std::string> Assumptions(const Machine& machine) {
   return {
       "nothing of this is in the cache yet; what is there is not paid for again",
-      absl::StrFormat("stored per token: %.0f bytes of stats, %.2f per draw, 2 per hidden value, "
-                      "%.0f %% of headers and index",
-                      kStatsBytesPerRow, kSampledBytesPerDraw, (kRecordOverhead - 1) * 100),
+      absl::StrFormat(
+          "stored per token: %.0f bytes of stats, %.2f per draw, %.2f per id of "
+          "top-k and top-p (k_max), 2 per hidden value (int8: 1), %.0f %% of headers and "
+          "index",
+          kStatsBytesPerRow, kSampledBytesPerDraw, kTopBytesPerId, (kRecordOverhead - 1) * 100),
       absl::StrFormat("%d CPU core%s at %.0f GFLOP/s in bf16 and %.0f in fp32, one process at a "
                       "time",
                       machine.cores, machine.cores == 1 ? "" : "s",

@@ -113,7 +113,9 @@ CaptureEstimate EstimateCapture(const Recipe& recipe, const ModelConfig& teacher
   if (recipe.capture.sampled_draws.has_value()) {
     row_bytes += kSampledBytesPerDraw * *recipe.capture.sampled_draws;
   }
-  for (const TopRecipe& top : recipe.capture.top) row_bytes += kTopBytesPerId * top.k;
+  for (const TopRecipe& top : recipe.capture.top) {
+    row_bytes += kTopBytesPerId * static_cast<double>(std::min(top.k, teacher.vocab_size));
+  }
   if (recipe.capture.hidden_last) row_bytes += hidden_bytes;
   // int8 has a scale of two bytes for 64 channels.
   const double layer_bytes = recipe.capture.layers_int8 ? hidden_bytes * 33 / 64 : hidden_bytes;

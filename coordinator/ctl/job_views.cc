@@ -1,10 +1,13 @@
 #include "coordinator/ctl/job_views.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/status.h"
 #include "coordinator/ctl/output.h"
 
@@ -55,7 +58,7 @@ Json ToJson(const RunView& run) {
           {"message", run.last.message},
           {"step", run.last.step},
           {"steps", run.last.steps},
-          {"loss", run.last.loss},
+          {"loss", HasLoss(run) ? Json(run.last.loss) : Json()},
           {"tokens_per_s", run.last.rows_per_s},
           {"seconds", run.last.seconds},
           {"seconds_left", SecondsLeft(run)},
@@ -83,6 +86,8 @@ std::string LeftOrDash(double seconds) {
 }
 
 std::string PlusMinus(double value, double error, int digits) {
+  // Of fewer than two documents no error is known.
+  if (std::isnan(error)) return absl::StrFormat("%.*f ± ?", digits, value);
   return absl::StrFormat("%.*f ± %.*f", digits, value, digits, error);
 }
 
@@ -107,6 +112,15 @@ bool IsOfOneRun(const AdminView& view, const std::string& name) {
   const std::string& run = view.runs.front().name;
   const bool is_job = !view.jobs.empty() && view.jobs.front().name == absl::StrCat("job/", name);
   return run == name || (!is_job && run.ends_with("/" + name));
+}
+
+bool HasLoss(const RunView& run) { return run.last.step > 0 && run.last.loss != 0; }
+
+uint64_t SavedStep(const RunView& run) {
+  absl::string_view name = run.checkpoint;  // "step-40.2.<nonce>", "" before the first
+  uint64_t step = 0;
+  if (!absl::ConsumePrefix(&name, "step-")) return 0;
+  return absl::SimpleAtoi(name.substr(0, name.find('.')), &step) ? step : 0;
 }
 
 double SecondsLeft(const RunView& run) {
@@ -218,7 +232,7 @@ std::string DescribeText(const AdminView& view) {
     AppendField("step",
                 run.last.steps > 0 ? absl::StrCat(run.last.step, " of ", run.last.steps) : "",
                 &out);
-    AppendField("loss", run.last.step > 0 ? absl::StrFormat("%.4f", run.last.loss) : "", &out);
+    AppendField("loss", HasLoss(run) ? absl::StrFormat("%.4f", run.last.loss) : "", &out);
     AppendField(
         "time",
         absl::StrCat(HumanDuration(absl::Seconds(run.last.seconds)), ", of which ",

@@ -14,6 +14,10 @@ bool HasEnded(const RunView& run);  // finished, failed or cancelled
 int EndedCode(const AdminView& view);
 // `name` is that of a run, which the view shows with its job.
 bool IsOfOneRun(const AdminView& view, const std::string& name);
+// Its loss is known: a step was made since it was last started.
+bool HasLoss(const RunView& run);
+// The step that the run would go on after if it were started again.
+uint64_t SavedStep(const RunView& run);
 double SecondsLeft(const RunView& run);  // of training, from the steps so far; 0: unknown
 
 nlohmann::ordered_json JobsAndRunsJson(const AdminView& view);

@@ -16,8 +16,14 @@ namespace stillhouse {
 namespace {
 
 constexpr absl::Duration kViewPeriod = absl::Milliseconds(500);
-// With SIGKILL after it, an interrupted job is gone within 5 seconds.
-constexpr absl::Duration kInterruptGrace = absl::Seconds(4);
+// Until SIGKILL. Where no student has much to save, a job is gone within 5 seconds of its
+// interruption: workers, a last look, servers.
+constexpr absl::Duration kInterruptGrace = absl::Seconds(3);
+constexpr absl::Duration kLastViewDeadline = absl::Milliseconds(500);
+constexpr absl::Duration kServerGrace = absl::Milliseconds(1500);
+// A student writes 12 bytes a parameter. A second signal ends it at once.
+constexpr absl::Duration kSaveGrace = absl::Minutes(5);
+constexpr absl::Duration kTellAfter = absl::Seconds(1);
 // A cache server that is asked to leave flushes what it holds in memory.
 constexpr absl::Duration kCloseGrace = absl::Seconds(60);
 constexpr absl::Duration kShutdownDeadline = absl::Seconds(5);
@@ -28,6 +34,8 @@ const std::vector<int> kServerFinalCodes = {kExitUsage,        kExitNotFound, kE
                                             kExitUnauthorised, kExitCorrupt,  127};
 const std::vector<int> kWorkerFinalCodes = {kExitUsage, kExitDoNotRequeue, 127};
 const std::vector<int> kStudentFinalCodes = {kExitUsage, kExitCorrupt, kExitDoNotRequeue, 127};
+
+std::string TeacherName(int number) { return absl::StrCat("teacher-", number); }
 
 }  // namespace
 
@@ -78,6 +86,7 @@ void LocalJob::OnSignal(int signal) {
     return;
   }
   if (closing_) {
+    StopServers();
     supervisor_.KillAll();
     return;
   }
@@ -224,7 +233,7 @@ void LocalJob::OnSubmitted(absl::StatusOr<Submitted> answer) {
 
 void LocalJob::StartTeacher() {
   ChildSpec spec;
-  spec.name = absl::StrCat("teacher-", teachers_started_++);
+  spec.name = TeacherName(teachers_started_++);
   spec.log_path = LogOf(spec.name);
   spec.argv = {Program("teacher_worker"),
                "--coordinator",
@@ -249,9 +258,10 @@ void LocalJob::StartTeacher() {
 
 void LocalJob::OnTeacherEnded(absl::Status status) {
   --teachers_alive_;
+  if (closing_) return WhenWorkersAreGone();
   view_is_fresh_ = false;
   if (poller_ != nullptr) poller_->AskNow();
-  if (closing_ || status.ok()) return;
+  if (status.ok()) return;
   printer_.Say(std::string(status.message()));
   teacher_problems_.emplace_back(status.message());
   // With none left that could do the work, waiting would be for ever.
@@ -280,10 +290,11 @@ void LocalJob::StartStudent(Student& student) {
                      .ended =
                          [this, &student](absl::Status status) {
                            student.over = true;
+                           if (closing_) return WhenWorkersAreGone();
                            student.problem = std::string(status.message());
                            student.unreadable = absl::IsDataLoss(status);
                            view_is_fresh_ = false;
-                           if (!status.ok() && !closing_) printer_.Say(student.problem);
+                           if (!status.ok()) printer_.Say(student.problem);
                            if (poller_ != nullptr) poller_->AskNow();
                          }});
 }
@@ -370,19 +381,67 @@ void LocalJob::Close(absl::Status status) {
   status_ = std::move(status);
   note_.reset();
   if (!status_.ok() || result_.signal != 0 || coordinator_connection_ == nullptr) {
-    StopChildren();
-    return;
+    return StopWorkers();
   }
   pb::ShutdownRequest request;
   coordinator_connection_->rpc->Call(
       "admin.Shutdown", {.body = request.SerializeAsString(), .attachments = {}},
-      {.deadline = kShutdownDeadline}, [this](absl::StatusOr<RpcMessage>) { StopChildren(); });
+      {.deadline = kShutdownDeadline}, [this](absl::StatusOr<RpcMessage>) { StopServers(); });
+}
+
+// T6
+void LocalJob::StopWorkers() {
+  for (int i = 0; i < teachers_started_; ++i) supervisor_.Stop(TeacherName(i), kInterruptGrace);
+  for (const Student& student : students_) {
+    supervisor_.Stop(student.child, status_.ok() ? kSaveGrace : kInterruptGrace);
+  }
+  loop_.PostAfter(kTellAfter, [this] { TellWhoSaves(); });
+  WhenWorkersAreGone();
+}
+
+void LocalJob::TellWhoSaves() {
+  if (workers_gone_ || !status_.ok()) return;
+  for (const Student& student : students_) {
+    if (!student.started || student.over) continue;
+    printer_.Say(absl::StrCat(student.run,
+                              " saves what it has trained; another Ctrl-C stops it at once, back "
+                              "to its last checkpoint"));
+  }
+}
+
+void LocalJob::WhenWorkersAreGone() {
+  const bool student_at_work =
+      std::any_of(students_.begin(), students_.end(),
+                  [](const Student& student) { return student.started && !student.over; });
+  if (student_at_work || teachers_alive_ > 0 || std::exchange(workers_gone_, true)) return;
+  if (coordinator_connection_ == nullptr) return StopServers();
+  pb::GetRequest request;
+  request.set_name(job_->JobName());
+  coordinator_connection_->rpc->Call(
+      "admin.Get", {.body = request.SerializeAsString(), .attachments = {}},
+      {.deadline = kLastViewDeadline}, [this](absl::StatusOr<RpcMessage> answer) {
+        if (answer.ok()) TellWhatIsSaved(ParseAdminView(answer->body));
+        StopServers();
+      });
+}
+
+void LocalJob::TellWhatIsSaved(const absl::StatusOr<AdminView>& view) {
+  if (!view.ok()) return;
+  for (const RunView& run : view->runs) {
+    if (HasEnded(run) || run.last.step == 0) continue;
+    const uint64_t saved = SavedStep(run);
+    const uint64_t trained = std::max(run.last.step, saved);
+    printer_.Say(absl::StrCat(
+        run.name, " goes on after step ", saved,
+        trained == saved ? ""
+                         : absl::StrCat("; the steps from there to ", trained, " were not saved")));
+  }
 }
 
 // T5, T6
-void LocalJob::StopChildren() {
+void LocalJob::StopServers() {
   const bool early = !status_.ok() || result_.signal != 0;
-  supervisor_.StopAll(early ? kInterruptGrace : kCloseGrace, [this] { loop_.Stop(); });
+  supervisor_.StopAll(early ? kServerGrace : kCloseGrace, [this] { loop_.Stop(); });
 }
 
 absl::StatusOr<LocalJob::Result> LocalJob::Run() {

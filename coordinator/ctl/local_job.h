@@ -8,6 +8,8 @@
 //   [submitting] ─3 accepted─► [running] ─4 captured and every run ended─► [closing] ─5 all gone─►
 //   [over]
 //        any ──6 signal, or a server that will not stay alive──► [closing]
+//   [closing] ends teachers and students first, then the servers: a student that is interrupted
+//   commits a last checkpoint, for which it needs the coordinator.
 #pragma once
 
 #include <memory>
@@ -80,7 +82,11 @@ class LocalJob {
   void CheckIfOver();
   void CollectProblems();
   void Close(absl::Status status);
-  void StopChildren();
+  void StopWorkers();
+  void TellWhoSaves();
+  void WhenWorkersAreGone();
+  void TellWhatIsSaved(const absl::StatusOr<AdminView>& view);
+  void StopServers();
 
   // Constant after construction.
   const std::shared_ptr<const PreparedJob> job_;
@@ -100,7 +106,7 @@ class LocalJob {
   std::vector<Student> students_;
   int teachers_started_ = 0, teachers_alive_ = 0;
   std::vector<std::string> teacher_problems_;
-  bool closing_ = false;
+  bool closing_ = false, workers_gone_ = false;
   bool told_of_capture_ = false;
   bool view_is_fresh_ = false;  // came after the last process ended
   absl::Status status_;

@@ -2,8 +2,10 @@
 //
 // Exit codes: 0 done, 2 the command line is wrong, else ExitCodeFor (docs/exit-codes.md).
 #include <cstdio>
+#include <optional>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "common/command_line.h"
 #include "common/log.h"
 #include "common/status.h"
@@ -35,9 +37,16 @@ int Main(int argc, char** argv) {
   command_line.SetFooter(kExitCodes);
   ChosenVerb chosen;
   for (const auto add_verb : kVerbs) add_verb(command_line, chosen);
-  if (argc > 1 && argv[1][0] != '-' && !command_line.Find(argv[1])) {
-    std::fprintf(stderr, "coordinatorctl: no verb '%s' (coordinatorctl --help)\n", argv[1]);
-    return kExitUsage;
+  Command about = command_line;
+  std::string path = "coordinatorctl";
+  for (int i = 1; i < argc && argv[i][0] != '-' && about.HasCommands(); ++i) {
+    const std::optional<Command> found = about.Find(argv[i]);
+    if (!found.has_value()) {
+      std::fprintf(stderr, "coordinatorctl: no verb '%s' (%s --help)\n", argv[i], path.c_str());
+      return kExitUsage;
+    }
+    about = *found;
+    absl::StrAppend(&path, " ", argv[i]);
   }
   if (const auto code = command_line.Parse(argc, argv, UsageErrors::kOneLine)) return *code;
   SH_CHECK(chosen != nullptr, "a verb without work");

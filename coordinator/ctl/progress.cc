@@ -64,7 +64,7 @@ std::string ProgressText(const RunView& run) {
   std::vector<std::string> parts = {run.state};
   if (run.last.steps > 0)
     parts.push_back(absl::StrCat("step ", run.last.step, " of ", run.last.steps));
-  if (run.last.step > 0) parts.push_back(absl::StrFormat("loss %.3f", run.last.loss));
+  if (HasLoss(run)) parts.push_back(absl::StrFormat("loss %.3f", run.last.loss));
   if (!HasEnded(run)) {
     if (run.last.rows_per_s > 0) parts.push_back(HumanCount(run.last.rows_per_s) + " tokens/s");
     if (SecondsLeft(run) > 0)
@@ -91,10 +91,11 @@ ProgressPrinter::Options ProgressPrinter::ForStderr(bool plain) {
 void ProgressPrinter::ShowLine(const std::string& name, const std::string& state, double share,
                                const std::string& text, absl::Duration now) {
   if (options_.terminal) {
-    absl::StrAppend(&block_,
-                    Cut(absl::StrCat(ProgressBar(share, kBarWidth), "  ", name, "  ", text),
-                        options_.columns - 1),
-                    "\n");
+    std::string line = absl::StrCat(name, "  ", text);
+    // Where both do not fit, the words matter more than the bar.
+    const std::string bar = ProgressBar(share, kBarWidth) + "  ";
+    if (bar.size() + line.size() < static_cast<size_t>(options_.columns)) line.insert(0, bar);
+    absl::StrAppend(&block_, Cut(std::move(line), options_.columns - 1), "\n");
     ++block_lines_;
     return;
   }

@@ -162,9 +162,9 @@ void Supervisor::Terminate(Child& child, absl::Duration grace) {
   });
 }
 
-void Supervisor::Stop(const std::string& name) {
+void Supervisor::Stop(const std::string& name, absl::Duration grace) {
   const auto it = children_.find(name);
-  if (it != children_.end()) Terminate(*it->second, options_.grace);
+  if (it != children_.end()) Terminate(*it->second, grace);
 }
 
 void Supervisor::StopAll(absl::Duration grace, absl::AnyInvocable<void()> done) {

@@ -44,7 +44,6 @@ class Supervisor {
   struct Options {
     absl::Duration backoff_first = absl::Milliseconds(300);
     absl::Duration backoff_max = absl::Seconds(5);
-    absl::Duration grace = absl::Seconds(30);  // between SIGTERM and SIGKILL, for Stop
     absl::Duration ready_poll = absl::Milliseconds(20);
     absl::Duration healthy = absl::Minutes(10);  // a life that long forgives the deaths before it
   };
@@ -61,8 +60,8 @@ class Supervisor {
   };
   // REQUIRES: no child of that name was started before.
   void Start(ChildSpec spec, Callbacks callbacks);
-  // Ends one child, politely at first. No effect on one that has ended.
-  void Stop(const std::string& name);
+  // Ends one child, with SIGKILL after `grace`. No effect on one that has ended.
+  void Stop(const std::string& name, absl::Duration grace);
   // Ends all, with SIGKILL after `grace`; `done` is called when none is left. Nothing is started
   // again from here on. Called again, with a shorter grace, it hurries; only the last `done` is
   // then called.

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <thread>
+
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_split.h"
 #include "common/file.h"
@@ -287,11 +289,19 @@ TEST_F(JournalTest, OnDiskItIsHeldByOneAndReadByOthersWhenNobodyHoldsIt) {
   const absl::StatusOr<AdminView> view = ReadJournal(path);
   ASSERT_TRUE(view.ok()) << view.status();
   EXPECT_EQ(view->jobs[0].chunks_durable, 1);
+  // A reader that holds it while a coordinator starts is waited for.
+  auto reading = FileLock::Acquire(JoinPath(path, "STILLHOUSE.LOCK"), FileLock::Mode::kShared);
+  ASSERT_TRUE(reading.ok()) << reading.status();
+  absl::Status started = absl::UnknownError("not yet");
+  std::thread coordinator([&] { started = Journal::Open(path, nullptr).status(); });
+  reading->reset();
+  coordinator.join();
+  EXPECT_TRUE(started.ok()) << started;
   EXPECT_EQ(view->runs.size(), 2);
   EXPECT_TRUE(absl::IsNotFound(ReadJournal(path, "job/none").status()));
   const absl::StatusOr<Journal::Opened> again = Journal::Open(path, nullptr);
   ASSERT_TRUE(again.ok());
-  EXPECT_EQ(again->state.incarnation, 2);
+  EXPECT_EQ(again->state.incarnation, 3);
 }
 
 }  // namespace

@@ -102,6 +102,16 @@ TEST_F(ModelFilesTest, NamesTheFirstTensorThatIsNotAsTheConfigSays) {
   EXPECT_EQ(OpenModelFiles(folder).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(ModelFilesTest, AFolderWithoutAConfigNamesTheGgufInIt) {
+  const std::string folder = Path("models");
+  ASSERT_TRUE(MakeFolders(folder).ok());
+  EXPECT_THAT(std::string(OpenModelFiles(folder).status().message()),
+              HasSubstr("no config.json in this folder"));
+  ASSERT_TRUE(WriteFileAtomically(JoinPath(folder, "tiny.gguf"), "GGUF").ok());
+  EXPECT_THAT(std::string(OpenModelFiles(folder).status().message()),
+              HasSubstr(absl::StrCat("give ", JoinPath(folder, "tiny.gguf"))));
+}
+
 TEST_F(ModelFilesTest, ReadsAShardedFolderAndRefusesAnIndexThatLeadsOut) {
   const std::string folder = TinyFolder("m");
   const ModelFiles whole = Open(folder);

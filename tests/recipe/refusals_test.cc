@@ -251,6 +251,8 @@ TEST(RefusalTest, Captures) {
       {logits, "{method: topp, k_max: 9}", "10:11: capture.logits.p: is required"},
       {logits, "{method: topp, p: 1}",
        "10:29: capture.logits.p: expected a number at least 1e-06 and at most 0.999999, got \"1\""},
+      {logits, "{method: topp, p: 0.12345678}",
+       "10:29: capture.logits.p: has more than 6 digits behind the point"},
       {logits, "[sampled, {method: sampled, draws: 3}]",
        "10:30: capture.logits[1].method: sampled twice: draw once, as often as any student needs"},
       {logits, "[sampled, topk, {method: topk, k: 64}]",

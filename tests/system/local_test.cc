@@ -14,6 +14,7 @@ namespace {
 
 using nlohmann::json;
 using testing::HasSubstr;
+using testing::Not;
 
 // What the one undisturbed run of these tests gave.
 struct Undisturbed {
@@ -219,6 +220,58 @@ TEST_F(DisturbedTest, CtrlCStopsAllInFiveSecondsAndTheSameCommandGoesOn) {
 
   const auto local = place_.StartLocal();
   ExpectTheSameEnd(*local);
+}
+
+// A student with more steps than any test waits for.
+class InterruptedStudentTest : public testing::Test {
+ protected:
+  InterruptedStudentTest() : place_({.texts = 24, .students = 1, .steps = 1'000'000}) {}
+
+  // The first step of more than `after` that the coordinator has heard of; 0 when none came.
+  uint64_t WaitForStep(Running& local, uint64_t after) {
+    uint64_t step = 0;
+    const bool came = WaitUntil(local, [&] {
+      const json seen = place_.Get();
+      if (!seen.is_null() && !seen["runs"].empty()) step = seen["runs"][0]["step"];
+      return step > after;
+    });
+    return came ? step : 0;
+  }
+  // "goes on after step N" in what `local` said; 0 without it.
+  static uint64_t StepSaid(const std::string& err) {
+    const size_t at = err.find("goes on after step ");
+    return at == std::string::npos ? 0 : std::stoull(err.substr(at + 19));
+  }
+
+  Workplace place_;
+};
+
+TEST_F(InterruptedStudentTest, CtrlCSavesItsStepsAndASecondOneDoesNotWait) {
+  uint64_t saved = 0;
+  {
+    const auto local = place_.StartLocal();
+    const uint64_t seen = WaitForStep(*local, 0);
+    ASSERT_GT(seen, 0u) << place_.Logs();
+    local->Signal(SIGINT);
+    const Finished run = local->Wait();
+    EXPECT_EQ(run.code, kExitInterrupted);
+    saved = StepSaid(run.err);
+    EXPECT_GE(saved, seen) << run.err;
+    EXPECT_THAT(run.err, Not(HasSubstr("were not saved")));
+  }
+  const auto local = place_.StartLocal();
+  ASSERT_GT(WaitForStep(*local, saved), saved) << place_.Logs();
+  EXPECT_THAT(place_.Logs(), HasSubstr(absl::StrCat("resuming after step ", saved)));
+  const std::vector<pid_t> students = ChildrenOf(local->pid(), "student_trainer");
+  ASSERT_EQ(students.size(), 1u);
+  kill(students[0], SIGSTOP);  // it will not save
+  local->Signal(SIGINT);
+  ASSERT_TRUE(WaitUntil(*local, [&] {
+    return local->ErrSoFar().find("saves what it has trained") != std::string::npos;
+  }));
+  local->Signal(SIGINT);
+  EXPECT_EQ(local->Wait().code, kExitInterrupted);
+  EXPECT_FALSE(IsAlive(students[0]));
 }
 
 TEST_F(DisturbedTest, ChildrenDieWithTheirSupervisor) {

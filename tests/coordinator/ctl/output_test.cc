@@ -152,7 +152,7 @@ TEST_F(ProgressTest, ATerminalIsRedrawnInPlaceAndNeverWrapped) {
   printer.Say("a remark");
   printer.Show(SomeView(), absl::Seconds(1));
   const std::string text = Written();
-  EXPECT_THAT(text, HasSubstr("\033[2A\033[Ja remark\n["));
+  EXPECT_THAT(text, HasSubstr("\033[2A\033[Ja remark\njob/handbook  capturing"));  // no bar
   EXPECT_EQ(text.find("\033[2J"), std::string::npos);
   size_t begin = 0;
   for (size_t end = text.find('\n'); end != std::string::npos; end = text.find('\n', begin)) {
@@ -160,6 +160,12 @@ TEST_F(ProgressTest, ATerminalIsRedrawnInPlaceAndNeverWrapped) {
     EXPECT_LT(line.size(), 60 + sizeof("\033[2A\033[J"));
     begin = end + 1;
   }
+}
+
+TEST_F(ProgressTest, AWideTerminalHasBars) {
+  ProgressPrinter printer({.out = file_, .terminal = true, .columns = 200});
+  printer.Show(SomeView(), absl::Seconds(0));
+  EXPECT_THAT(Written(), HasSubstr("[#########-----------]  45 %  job/handbook  capturing"));
 }
 
 }  // namespace

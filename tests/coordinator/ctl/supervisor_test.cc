@@ -118,7 +118,7 @@ TEST_F(SupervisorTest, T2_ReadyMeansTheFileOfThisVeryProcess) {
   int ready = 0;
   EXPECT_TRUE(RunToEnd(spec, [&] {
                 ++ready;
-                supervisor_.Stop("a");
+                supervisor_.Stop("a", absl::Seconds(30));
               }).ok());
   EXPECT_EQ(ready, 1);
 }
