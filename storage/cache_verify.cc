@@ -22,8 +22,11 @@ constexpr absl::string_view kObjects = "objects";
 constexpr absl::string_view kPhases[] = {kFiles, kRecords, kIndex, kObjects};
 constexpr uint64_t kStepBytesMax = 32ull << 20;
 constexpr int kFilesOfAStep = 4;
-// A scan that met a damaged block goes on behind it: this many slots are tried, then a segment.
-constexpr uint32_t kSlotsTriedMax = 4096;
+constexpr int kObjectsOfAStep = 4;  // each is read whole
+// A scan that met a damaged block goes on behind it. Where that is, is found by trying keys, as
+// numbers of at least this many bytes.
+constexpr size_t kTriedBytesMin = 16;
+constexpr int kHalvingsMax = 64;  // of the distance, once it is found within a factor of two
 
 struct Cursor {
   absl::string_view phase = kFiles;
@@ -52,6 +55,20 @@ absl::StatusOr<Cursor> ParseCursor(const std::string& text) {
   return cursor;
 }
 
+// `key` + 2^exponent, both as big endian numbers of `bytes` bytes; nothing where that is too large.
+std::optional<std::string> Beyond(std::string key, size_t exponent, size_t bytes) {
+  key.resize(bytes, '\0');
+  if (exponent / 8 >= bytes) return std::nullopt;
+  size_t at = bytes - 1 - exponent / 8;
+  for (unsigned carry = 1u << (exponent % 8); carry != 0; --at) {
+    carry += static_cast<uint8_t>(key[at]);
+    key[at] = static_cast<char>(carry & 0xff);
+    carry >>= 8;
+    if (at == 0) return carry == 0 ? std::make_optional(key) : std::nullopt;
+  }
+  return key;
+}
+
 class Step {
  public:
   Step(TeacherCache& sections, ObjectStore& objects, Cursor cursor, int limit)
@@ -65,7 +82,7 @@ class Step {
     } else if (cursor_.phase == kIndex) {
       Index();
     } else {
-      SH_RETURN_IF_ERROR(Objects());
+      Objects();
     }
     return std::move(result_);
   }
@@ -111,55 +128,64 @@ class Step {
     }
     return absl::OkStatus();
   }
-  bool Scan(KvFamily family, std::vector<KvEntry>* entries) {
+  // Entries from the cursor on. In front of a damaged block they are fewer; where it stops every
+  // scan there are none, and the next step goes on behind it. What was passed over is named where
+  // the index names it.
+  std::vector<KvEntry> Scan(KvFamily family) {
     KvScanOptions scan{.begin = cursor_.key, .entries_max = limit_, .bytes_max = kStepBytesMax};
     if (cursor_.end.has_value() && !cursor_.end->empty()) scan.end = cursor_.end;
+    if (family == kCacheObjects) {
+      scan.begin = std::max(scan.begin, std::string("h"));  // headers
+      scan.end = "i";
+      scan.entries_max = std::min(limit_, kObjectsOfAStep);
+    }
     auto found = sections_.store().Scan(family, scan);
+    while (!found.ok() && scan.entries_max > 1) {
+      scan.entries_max /= 2;
+      found = sections_.store().Scan(family, scan);
+    }
     EndPhase();
     if (!found.ok()) {
-      Problem(absl::StrCat(cursor_.phase, " after ", absl::BytesToHexString(cursor_.key)),
+      Problem(absl::StrCat(cursor_.phase, " from ", absl::BytesToHexString(cursor_.key)),
               found.status());
-      SkipDamage(family, scan);
-      return false;
+      const auto behind = BehindDamage(family, scan);
+      if (behind.has_value()) GoOnAt(*behind);
+      return {};
     }
-    *entries = std::move(found->entries);
-    if (found->more) GoOnAt(entries->back().key + '\0');
-    result_.records += entries->size();
-    return true;
+    if (found->more) GoOnAt(found->entries.back().key + '\0');
+    result_.records += found->entries.size();
+    return std::move(found->entries);
   }
 
-  // Goes on behind the damaged block. What lies in it is named where the index names it.
-  void SkipDamage(KvFamily family, KvScanOptions scan) {
-    if (family != kCacheData) return;
+  // The first entry that can be read behind the damage at `scan.begin`.
+  std::optional<std::string> BehindDamage(KvFamily family, KvScanOptions scan) {
     scan.entries_max = 1;
     scan.keys_only = true;
-    Place place;
-    // Up to the damage entries can still be read one by one.
-    for (absl::StatusOr<KvScanResult> found; (found = sections_.store().Scan(family, scan)).ok();) {
-      if (found->entries.empty()) return;
-      scan.begin = found->entries[0].key + '\0';
-      if (!found->more) return;
-    }
-    const auto begin = ParsePlaceKey(absl::string_view(scan.begin).substr(0, kPlaceKeyBytes));
-    if (begin.ok()) place = *begin;
-    for (uint32_t tried = 0; tried < 2 * kSlotsTriedMax; ++tried) {
-      if (tried < kSlotsTriedMax) {
-        ++place.slot;
-      } else {
-        place = {place.segment + 1, 0};
-      }
-      scan.begin = PlaceKey(place);
-      if (scan.end.has_value() && scan.begin >= *scan.end) return;
+    const size_t bytes = std::max(scan.begin.size(), kTriedBytesMin);
+    std::string damaged = scan.begin;
+    std::optional<std::string> behind;
+    const auto readable = [&](const std::optional<std::string>& key) {
+      if (!key.has_value()) return false;
+      scan.begin = *key;
       const auto found = sections_.store().Scan(family, scan);
-      if (!found.ok()) continue;
-      if (!found->entries.empty()) GoOnAt(found->entries[0].key);
-      return;
+      if (!found.ok()) return false;
+      behind = found->entries.empty() ? std::nullopt : std::make_optional(found->entries[0].key);
+      return true;
+    };
+    size_t exponent = 0;
+    while (!readable(Beyond(damaged, exponent, bytes))) {
+      if (++exponent == 8 * bytes) return std::nullopt;
     }
+    // Between half of that and all of it.
+    for (int halvings = 0; exponent > 0 && halvings < kHalvingsMax; ++halvings) {
+      const auto middle = Beyond(damaged, --exponent, bytes);
+      if (!readable(middle)) damaged = *middle;
+    }
+    return behind;
   }
 
   void Records() {
-    std::vector<KvEntry> entries;
-    if (!Scan(kCacheData, &entries)) return;
+    const std::vector<KvEntry> entries = Scan(kCacheData);
     for (const KvEntry& entry : entries) {
       const absl::Status status = Record(entry);
       if (!status.ok() && StillThere(kCacheData, entry)) {
@@ -195,8 +221,7 @@ class Step {
   }
 
   void Index() {
-    std::vector<KvEntry> entries;
-    if (!Scan(kCacheIndex, &entries)) return;
+    const std::vector<KvEntry> entries = Scan(kCacheIndex);
     for (const KvEntry& entry : entries) {
       const absl::Status status = IndexEntryOf(entry);
       if (status.ok() || !StillThere(kCacheIndex, entry)) continue;
@@ -214,8 +239,14 @@ class Step {
     if (!bytes.has_value()) return absl::DataLossError("its record is gone");
     const auto record = ParsePartRecord(*bytes);
     if (!record.ok()) {
-      // The record itself is a problem of the phase before.
       sections_.NoteDamage(key, record.status());
+      // A problem of the phase before, unless damage beside it kept that from the record.
+      const std::string place = PlaceKey(indexed.place);
+      const auto scanned =
+          sections_.store().Scan(kCacheData, {.begin = place, .entries_max = 1, .keys_only = true});
+      if (!scanned.ok()) {
+        Problem(absl::StrCat("record ", absl::BytesToHexString(place)), record.status());
+      }
       return absl::OkStatus();
     }
     if (record->key != key) {
@@ -224,17 +255,11 @@ class Step {
     return absl::OkStatus();
   }
 
-  absl::Status Objects() {
-    constexpr int kObjectsOfAStep = 4;  // each is read whole
-    SH_ASSIGN_OR_RETURN(const auto found, objects_.List("", cursor_.key, kObjectsOfAStep));
-    EndPhase();
-    for (const ObjectInfo& object : found) {
-      ++result_.records;
-      const absl::Status status = objects_.Verify(object.name);
-      if (!status.ok()) Problem("object", status);
+  void Objects() {
+    for (const KvEntry& entry : Scan(kCacheObjects)) {
+      const absl::Status status = objects_.Verify(entry.key.substr(1));
+      if (!status.ok() && StillThere(kCacheObjects, entry)) Problem("object", status);
     }
-    if (std::ssize(found) == kObjectsOfAStep) GoOnAt(found.back().name);
-    return absl::OkStatus();
   }
 
   TeacherCache& sections_;
