@@ -143,10 +143,10 @@ absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path) {
   for (fs::directory_iterator it(path, error), end; !error && it != end; it.increment(error)) {
     names.push_back(it->path().filename().string());
   }
-  if (error == std::errc::no_such_file_or_directory) {
-    return absl::NotFoundError(absl::StrCat("listing ", path, ": ", error.message()));
+  if (error) {
+    errno = error.value();
+    return ErrnoStatus("listing", path);
   }
-  if (error) return absl::InternalError(absl::StrCat("listing ", path, ": ", error.message()));
   std::sort(names.begin(), names.end());
   return names;
 }

@@ -114,6 +114,7 @@ absl::StatusOr<std::unique_ptr<CacheDirectory>> CacheDirectory::Open(Options opt
   auto directory = std::unique_ptr<CacheDirectory>(new CacheDirectory());
   SH_ASSIGN_OR_RETURN(directory->lock_, LockCache(options.path, /*alone=*/!options.read_only));
   if (!options.read_only) {
+    SH_RETURN_IF_ERROR(CheckOwnFolder(JoinPath(options.path, kQuarantineName)));
     SH_RETURN_IF_ERROR(FinishRepair(options.path).status());
     SH_RETURN_IF_ERROR(RemoveUnfinishedFiles(options.path));
     rocks.quarantine_folder = JoinPath(options.path, kQuarantineName);

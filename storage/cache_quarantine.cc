@@ -136,6 +136,14 @@ class Tidier {
 
 }  // namespace
 
+absl::Status CheckOwnFolder(const std::string& path) {
+  struct stat info {};
+  if (lstat(path.c_str(), &info) != 0 || S_ISDIR(info.st_mode)) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat(path, " is ", S_ISLNK(info.st_mode) ? "a symbolic link" : "not a folder",
+                   "; it must be a folder of the cache's own. Nothing was changed"));
+}
+
 absl::Status TidyQuarantine(const std::string& quarantine, TeacherCache& sections,
                             ObjectStore& objects) {
   if (!PathExists(quarantine)) return absl::OkStatus();

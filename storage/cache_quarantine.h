@@ -20,6 +20,10 @@ inline constexpr char kQuarantineName[] = "quarantine";
 inline constexpr uint64_t kTidyBytesMax = 256ull << 20;
 inline constexpr size_t kUnreadableKept = 16;
 
+// FailedPrecondition if `path` is there and is not a folder, or only a link to one: renames into it
+// would fail, or lead elsewhere.
+absl::Status CheckOwnFolder(const std::string& path);
+
 // A file that cannot be removed stays, with a warning.
 absl::Status TidyQuarantine(const std::string& quarantine, TeacherCache& sections,
                             ObjectStore& objects);

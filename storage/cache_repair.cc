@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 
@@ -28,6 +29,7 @@ constexpr char kRepairing[] = "repairing";
 constexpr char kRepaired[] = "repaired";
 constexpr char kAside[] = "aside";
 constexpr char kBadRecords[] = "records.sst";
+constexpr char kLogRest[] = "log.rest";
 // After damage the incarnations that were given out last may be forgotten: none is given out twice.
 constexpr uint64_t kIncarnationsSkipped = 1 << 20;
 
@@ -132,6 +134,8 @@ class Repair {
     Progress("reading the files of the database");
     RocksOptions rocks = CacheRocksOptions(scratch_);
     const absl::Status opens = OpenStrictly(database);
+    // What may not be read is not damaged.
+    if (absl::IsPermissionDenied(opens)) return opens;
     SH_ASSIGN_OR_RETURN(const RocksRepair files, RebuildRocks(database, rocks, options_.threads));
     Step("linked");
     Note(files, opens);
@@ -148,35 +152,64 @@ class Repair {
 
   void Note(const RocksRepair& files, const absl::Status& opens) {
     report_.changed = !opens.ok() || !files.damaged.empty() || !files.in_log.empty();
+    report_.gone_at_least = !files.told_all;
     if (!opens.ok()) report_.damaged_files.push_back(std::string(opens.message()));
-    for (const TableFile& table : files.damaged) {
-      report_.damaged_files.push_back(std::string(table.damage.message()));
+    for (const auto* tables : {&files.damaged, &files.missing}) {
+      for (const TableFile& table : *tables) {
+        report_.damaged_files.push_back(std::string(table.damage.message()));
+      }
+    }
+    for (const std::string& log : files.missing_logs) {
+      report_.damaged_files.push_back(absl::StrCat("log ", log, " is gone or empty"));
     }
     for (const std::string& line : files.in_log) report_.damaged_files.push_back(line);
   }
 
   absl::Status Mend(KvStore& store, const RocksRepair& files) {
     CacheSalvage salvage(store);
+    if (!files.told_all) salvage.CountHeads();
+    SH_RETURN_IF_ERROR(DeleteFreedSegments(store));
     std::vector<PutItem> moved;
     SH_RETURN_IF_ERROR(MendIndex(store, &salvage, &moved));
     Step("indexed");
     SH_ASSIGN_OR_RETURN(const std::vector<SalvageSource> sources, Sources(files));
     Progress("looking for what is whole in damaged files and in quarantine");
     SH_ASSIGN_OR_RETURN(const CacheSalvage::Objects objects, salvage.MendObjects(sources));
-    SH_RETURN_IF_ERROR(SkipIncarnations(store));
-    SH_ASSIGN_OR_RETURN(const std::string store_id, NewStoreId());
+    SH_ASSIGN_OR_RETURN(const std::string store_id, StoreIdIn(sources));
     SH_ASSIGN_OR_RETURN(const auto sections, TeacherCache::Open(store, store_id));
+    SH_RETURN_IF_ERROR(SkipIncarnations(store, sections->identity().incarnation));
     for (const SalvageSource& source : sources) {
       SH_ASSIGN_OR_RETURN(const uint64_t taken, salvage.TakeParts(source, *sections));
       report_.taken_back += taken;
     }
     SH_ASSIGN_OR_RETURN(const uint64_t put, salvage.TakeItems(std::move(moved), *sections));
     report_.taken_back += put + objects.taken_back;
+    SH_RETURN_IF_ERROR(NameGone(store, *sections, &salvage));
     SH_ASSIGN_OR_RETURN(report_.gone,
                         salvage.ListGone(*sections, [this](const auto& line) { Gone(line); }));
     for (const std::string& name : objects.gone) Gone(absl::StrCat("object: ", name));
     report_.gone += objects.gone.size();
     if (report_.taken_back + report_.gone > 0) report_.changed = true;
+    return absl::OkStatus();
+  }
+
+  // Their records were moved or removed, but may still lie in an ingested file.
+  static absl::Status DeleteFreedSegments(KvStore& store) {
+    SH_ASSIGN_OR_RETURN(const std::vector<uint64_t> freed, ReadFreedSegments(store));
+    KvBatch batch;
+    for (const uint64_t segment : freed) {
+      batch.DeleteRange(kCacheData, PlaceKey({segment, 0}), PlaceKey({segment + 1, 0}));
+    }
+    return store.Write(batch, KvStore::Sync::kNoSync);
+  }
+
+  // Where neither a record nor its origin tells of a part, its job may.
+  absl::Status NameGone(KvStore& store, TeacherCache& sections, CacheSalvage* salvage) const {
+    if (!options_.name_sections) return absl::OkStatus();
+    SH_ASSIGN_OR_RETURN(const std::set<Digest> unknown, salvage->NotDescribed(sections));
+    if (unknown.empty()) return absl::OkStatus();
+    SH_ASSIGN_OR_RETURN(const auto objects, ObjectStore::Open(store, /*writable=*/false));
+    salvage->Name(options_.name_sections(*objects, unknown));
     return absl::OkStatus();
   }
 
@@ -218,6 +251,10 @@ class Repair {
     for (const TableFile& table : files.apart) apart.tables.push_back(table.path);
     SalvageSource damaged{{}, /*served=*/true, /*search_bytes=*/true};
     for (const TableFile& table : files.damaged) damaged.tables.push_back(table.path);
+    if (!files.log_rest.empty()) {
+      damaged.tables.push_back(JoinPath(scratch_, kLogRest));
+      SH_RETURN_IF_ERROR(WriteFileAtomically(damaged.tables.back(), files.log_rest, 0600));
+    }
     // Records that do not hold may miss no more than an origin that lies in a damaged table.
     const std::string bad = JoinPath(aside_, kBadRecords);
     if (PathExists(bad)) damaged.tables.push_back(bad);
@@ -257,16 +294,22 @@ class Repair {
     return source;
   }
 
-  absl::Status SkipIncarnations(KvStore& store) {
-    SH_ASSIGN_OR_RETURN(const auto bytes, store.Get(kCacheMeta, "incarnation"));
-    uint64_t incarnation = 0;
-    if (bytes.has_value() && bytes->size() == sizeof(incarnation)) {
-      ByteReader(*bytes).Get(&incarnation);
+  // Of the cache, should no sound table tell it any more.
+  static absl::StatusOr<std::string> StoreIdIn(const std::vector<SalvageSource>& sources) {
+    for (const SalvageSource& source : sources) {
+      for (const std::string& path : source.tables) {
+        const std::optional<std::string> id = FindInTable(path, kStoreIdKey);
+        if (id.has_value()) return *id;
+      }
     }
+    return NewStoreId();
+  }
+
+  static absl::Status SkipIncarnations(KvStore& store, uint64_t incarnation) {
     ByteWriter out;
     out.Put(incarnation + kIncarnationsSkipped);
     KvBatch batch;
-    batch.Put(kCacheMeta, "incarnation", out.Take());
+    batch.Put(kCacheMeta, std::string(kIncarnationKey), out.Take());
     return store.Write(batch, KvStore::Sync::kNoSync);
   }
 
@@ -284,14 +327,15 @@ absl::StatusOr<CacheRepairReport> RepairCache(const CacheRepairOptions& options)
     return absl::NotFoundError(absl::StrCat("no cache in ", options.path));
   }
   SH_ASSIGN_OR_RETURN(const auto lock, LockCache(options.path, /*alone=*/true));
+  // A link would be moved without what it leads to.
+  SH_RETURN_IF_ERROR(CheckOwnFolder(JoinPath(options.path, kDatabase)));
+  SH_RETURN_IF_ERROR(CheckOwnFolder(JoinPath(options.path, kQuarantineName)));
   auto repaired = Repair(options).Run();
   if (repaired.ok() || NeedsFinishing(options.path)) return repaired;
   SH_RETURN_IF_ERROR(RemoveTree(JoinPath(options.path, kRepairing)));
   if (!absl::IsDataLoss(repaired.status())) return repaired;
   return absl::DataLossError(absl::StrCat(
-      "the database could not be rebuilt: ", repaired.status().message(),
-      "; nothing was changed. Where the cache still opens, a server that is started on it and "
-      "stopped with SIGTERM empties its log; then repair again"));
+      "the database could not be rebuilt: ", repaired.status().message(), "; nothing was changed"));
 }
 
 }  // namespace stillhouse

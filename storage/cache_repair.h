@@ -14,10 +14,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/digest.h"
+#include "storage/object_store.h"
 
 namespace stillhouse {
 
@@ -25,20 +29,26 @@ struct CacheRepairOptions {
   std::string path;
   bool dry_run = false;  // builds, tells, and removes what it built
   int threads = 2;
-  std::function<void(const std::string& line)> on_gone;      // one for each thing that is lost
+  std::function<void(const std::string& line)> on_gone;  // one for each thing that is lost
+  // What is known of sections by other means than their records; may be empty.
+  std::function<std::map<Digest, std::string>(ObjectStore& objects,
+                                              const std::set<Digest>& sections)>
+      name_sections;
   std::function<void(const std::string& what)> on_progress;  // may be empty
   std::function<void(const char* step)> on_step;             // tests end the process there
 };
 struct CacheRepairReport {
-  bool changed = false;     // false: there was nothing to repair
-  uint64_t records = 0;     // in service now
-  uint64_t gone = 0;        // parts and objects
-  uint64_t taken_back = 0;  // parts and objects, from damaged files and from quarantine/
-  uint64_t indexed = 0;     // parts whose index entry was missing or wrong
+  bool changed = false;        // false: there was nothing to repair
+  uint64_t records = 0;        // in service now
+  uint64_t gone = 0;           // parts and objects
+  bool gone_at_least = false;  // more may be: what would tell of it is damaged or gone, too
+  uint64_t taken_back = 0;     // parts and objects, from damaged files and from quarantine/
+  uint64_t indexed = 0;        // parts whose index entry was missing or wrong
   std::vector<std::string> damaged_files;
   std::string quarantine;  // what this repair took out of service lies there; "" if nothing
 };
-// FailedPrecondition when another process holds the cache, NotFound when there is none.
+// FailedPrecondition when another process holds the cache, or what has the name of its database or
+// its quarantine is not a folder of its own; NotFound when there is none.
 absl::StatusOr<CacheRepairReport> RepairCache(const CacheRepairOptions& options);
 
 // Finishes what an interrupted repair left, and removes what it had only begun. The folder with

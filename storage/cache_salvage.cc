@@ -39,10 +39,16 @@ void CacheSalvage::Describe(absl::string_view damaged_record, const std::string&
   PartRecord record;
   const auto place = ParsePlaceKey(place_key);
   if (!place.ok() || !PeekPartRecord(damaged_record, &record)) return;
+  CountHead(record);
   const auto bytes = store_.Get(kCacheData, PlaceKey({place->segment, record.origin}));
   if (!bytes.ok() || !bytes->has_value()) return;
   const auto origin = ParseOriginRecord(**bytes);
   if (origin.ok()) described_[record.key] = SectionOf(*origin);
+}
+
+void CacheSalvage::CountHead(const PartRecord& head) {
+  if (!count_heads_ || head.table != 0 || head.row_count == 0) return;
+  missed_.try_emplace(head.key, IndexEntry{{kUnknownSegment, 0}, head.row_count});
 }
 
 absl::StatusOr<CacheSalvage::Origins> CacheSalvage::OriginsOf(const SalvageSource& source) {
@@ -100,7 +106,7 @@ std::optional<Provenance> CacheSalvage::OriginFor(const PartRecord& record,
   return std::nullopt;
 }
 
-void CacheSalvage::DescribeHeads(absl::string_view bytes, const Origins& origins) {
+void CacheSalvage::DescribeHeads(absl::string_view bytes, const Origins& origins, bool served) {
   std::set<std::string> sections;  // that the file tells of
   size_t next = 0;
   for (absl::string_view found; !(found = FindOriginRecord(bytes, &next)).empty();) {
@@ -112,6 +118,7 @@ void CacheSalvage::DescribeHeads(absl::string_view bytes, const Origins& origins
        at = bytes.find(kPartMagic, at + 1)) {
     PartRecord head;
     if (!PeekPartRecord(bytes.substr(at), &head)) continue;
+    if (served) CountHead(head);
     const auto missed = missed_.find(head.key);
     if (missed == missed_.end()) continue;
     const auto origin = origins.find({missed->second.place.segment, head.origin});
@@ -172,7 +179,7 @@ absl::StatusOr<uint64_t> CacheSalvage::TakeParts(const SalvageSource& source,
       at += found.size();
     }
     SH_RETURN_IF_ERROR(put());
-    DescribeHeads(bytes, origins);
+    DescribeHeads(bytes, origins, source.served);
   }
   // Of what was not found: where all origins of its segment are of one section, that is its.
   for (const auto& [key, entry] : missed_) {
@@ -187,18 +194,38 @@ absl::StatusOr<uint64_t> CacheSalvage::TakeParts(const SalvageSource& source,
   return taken;
 }
 
+absl::Status CacheSalvage::ForEachGone(
+    TeacherCache& sections,
+    const std::function<void(const PartKey& key, const IndexEntry& entry)>& visit) {
+  for (const auto& [key, entry] : missed_) {
+    SH_ASSIGN_OR_RETURN(const auto found, sections.Find({key}));
+    if (!found[0].has_value()) visit(key, entry);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::set<Digest>> CacheSalvage::NotDescribed(TeacherCache& sections) {
+  std::set<Digest> unknown;
+  SH_RETURN_IF_ERROR(ForEachGone(sections, [&](const PartKey& key, const IndexEntry&) {
+    if (!described_.contains(key)) unknown.insert(key.section);
+  }));
+  return unknown;
+}
+
 absl::StatusOr<uint64_t> CacheSalvage::ListGone(
     TeacherCache& sections, const std::function<void(const std::string&)>& line) {
   uint64_t gone = 0;
-  for (const auto& [key, entry] : missed_) {
-    SH_ASSIGN_OR_RETURN(const auto found, sections.Find({key}));
-    if (found[0].has_value()) continue;
+  SH_RETURN_IF_ERROR(ForEachGone(sections, [&](const PartKey& key, const IndexEntry& entry) {
     ++gone;
-    const auto described = described_.find(key);
-    line(absl::StrCat("part: section ", key.section.ShortHex(), " row ", key.row_begin, " (",
-                      described != described_.end() ? absl::StrCat(described->second, ", ") : "",
+    std::string what;
+    if (const auto described = described_.find(key); described != described_.end()) {
+      what = absl::StrCat(described->second, ", ");
+    } else if (const auto named = names_.find(key.section); named != names_.end()) {
+      what = absl::StrCat(named->second, ", ");
+    }
+    line(absl::StrCat("part: section ", key.section.ShortHex(), " row ", key.row_begin, " (", what,
                       entry.row_count, " rows)"));
-  }
+  }));
   return gone;
 }
 

@@ -34,6 +34,9 @@ class CacheSalvage {
   void Miss(const PartKey& key, const IndexEntry& entry) { missed_[key] = entry; }
   // Of some part of each section: taken for those whose own origin is gone.
   void Know(std::map<std::string, Provenance> origins) { known_ = std::move(origins); }
+  // What named the parts is lost: those of which only the head of a damaged record tells count as
+  // missed.
+  void CountHeads() { count_heads_ = true; }
   // What can be told of a part by a record that does not hold.
   void Describe(absl::string_view damaged_record, const std::string& place_key);
 
@@ -50,6 +53,9 @@ class CacheSalvage {
   // cannot be. REQUIRES: no ObjectStore is open for writing.
   absl::StatusOr<Objects> MendObjects(const std::vector<SalvageSource>& sources);
 
+  // Sections of parts that were missed, that `sections` still lacks, and of which nothing is known.
+  absl::StatusOr<std::set<Digest>> NotDescribed(TeacherCache& sections);
+  void Name(std::map<Digest, std::string> names) { names_ = std::move(names); }
   // Of parts that were missed: one line each for those that `sections` still lacks.
   absl::StatusOr<uint64_t> ListGone(TeacherCache& sections,
                                     const std::function<void(const std::string&)>& line);
@@ -65,7 +71,12 @@ class CacheSalvage {
 
   absl::StatusOr<Origins> OriginsOf(const SalvageSource& source);
   // What can be told of missed parts by the heads of their records, which do not hold.
-  void DescribeHeads(absl::string_view bytes, const Origins& origins);
+  void DescribeHeads(absl::string_view bytes, const Origins& origins, bool served);
+  // A damaged record with this head was met.
+  void CountHead(const PartRecord& head);
+  absl::Status ForEachGone(
+      TeacherCache& sections,
+      const std::function<void(const PartKey& key, const IndexEntry& entry)>& visit);
   std::optional<Provenance> OriginFor(const PartRecord& record, std::optional<uint64_t> segment,
                                       const Origins& origins);
   absl::Status FindObjects(const std::vector<SalvageSource>& sources, Candidates* candidates,
@@ -78,6 +89,8 @@ class CacheSalvage {
   KvStore& store_;
   std::map<PartKey, IndexEntry> missed_;
   std::map<PartKey, std::string> described_;
+  std::map<Digest, std::string> names_;  // of sections, where described_ tells nothing
+  bool count_heads_ = false;
   std::map<std::string, Provenance> known_;  // by canonical spec
   uint64_t next_generation_ = 0;             // 0: not known yet
 };

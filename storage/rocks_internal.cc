@@ -8,15 +8,18 @@
 #include <rocksdb/table.h>
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstdio>
 #include <limits>
 #include <set>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_join.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "storage/rocks_log.h"
 
 namespace stillhouse {
 namespace {
@@ -33,11 +36,87 @@ class NoLog final : public rocksdb::Logger {
   void Logv(const char*, va_list) override {}
 };
 
+// The note of logs (kSyncedLogsName). Thread-safe.
+class SyncedLogs {
+ public:
+  explicit SyncedLogs(rocksdb::FileSystem& files) : files_(files) {}
+
+  rocksdb::IOStatus Add(const std::string& path) {
+    MutexLock lock(mutex_);
+    // The log's own name first: a note of what a power cut takes away would be taken for damage.
+    const rocksdb::IOStatus status = SyncFolder(FolderOf(path));
+    return status.ok() ? Change(path, [&] { return names_.insert(BaseName(path)).second; })
+                       : status;
+  }
+  rocksdb::IOStatus Remove(const std::string& path) {
+    MutexLock lock(mutex_);
+    return Change(path, [&] { return names_.erase(BaseName(path)) > 0; });
+  }
+
+ private:
+  template <typename Edit>  // says whether it changed anything
+  rocksdb::IOStatus Change(const std::string& path, Edit edit)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    const std::string folder = FolderOf(path), note = JoinPath(folder, kSyncedLogsName);
+    if (!read_) {
+      const auto names = ReadSyncedLogs(folder);
+      if (!names.ok()) return rocksdb::IOStatus::IOError(std::string(names.status().message()));
+      names_.insert(names->begin(), names->end());
+      read_ = true;
+    }
+    if (!edit()) return rocksdb::IOStatus::OK();
+    const std::string text = absl::StrJoin(names_, "\n"), fresh = note + ".new";
+    rocksdb::IOStatus status = WriteStringToFile(&files_, text, fresh, /*should_sync=*/true);
+    if (status.ok()) status = files_.RenameFile(fresh, note, {}, nullptr);
+    return status.ok() ? SyncFolder(folder) : status;
+  }
+  rocksdb::IOStatus SyncFolder(const std::string& folder) {
+    std::unique_ptr<rocksdb::FSDirectory> opened;
+    const rocksdb::IOStatus status = files_.NewDirectory(folder, {}, &opened, nullptr);
+    return status.ok() ? opened->Fsync({}, nullptr) : status;
+  }
+
+  rocksdb::FileSystem& files_;
+  Mutex mutex_;
+  bool read_ ABSL_GUARDED_BY(mutex_) = false;
+  std::set<std::string> names_ ABSL_GUARDED_BY(mutex_);
+};
+
+// A log that is noted when its first entries are synced, before they are acknowledged.
+class NotedLog final : public rocksdb::FSWritableFileOwnerWrapper {
+ public:
+  NotedLog(SyncedLogs& note, std::string path, std::unique_ptr<rocksdb::FSWritableFile> file)
+      : rocksdb::FSWritableFileOwnerWrapper(std::move(file)), note_(note), path_(std::move(path)) {}
+
+  rocksdb::IOStatus Sync(const rocksdb::IOOptions& options,
+                         rocksdb::IODebugContext* debug) override {
+    const rocksdb::IOStatus status = target()->Sync(options, debug);
+    return status.ok() ? Note(options, debug) : status;
+  }
+  rocksdb::IOStatus Fsync(const rocksdb::IOOptions& options,
+                          rocksdb::IODebugContext* debug) override {
+    const rocksdb::IOStatus status = target()->Fsync(options, debug);
+    return status.ok() ? Note(options, debug) : status;
+  }
+
+ private:
+  rocksdb::IOStatus Note(const rocksdb::IOOptions& options, rocksdb::IODebugContext* debug) {
+    if (noted_ || target()->GetFileSize(options, debug) == 0) return rocksdb::IOStatus::OK();
+    const rocksdb::IOStatus status = note_.Add(path_);
+    noted_ = status.ok();
+    return status;
+  }
+
+  SyncedLogs& note_;
+  const std::string path_;
+  std::atomic<bool> noted_{false};  // noted twice does no harm
+};
+
 // Where RocksDB's deletions end while a database is opened.
 class KeepingFiles final : public rocksdb::FileSystemWrapper {
  public:
   KeepingFiles(const std::shared_ptr<rocksdb::FileSystem>& base, std::string quarantine)
-      : rocksdb::FileSystemWrapper(base), quarantine_(std::move(quarantine)) {}
+      : rocksdb::FileSystemWrapper(base), quarantine_(std::move(quarantine)), synced_logs_(*base) {}
   const char* Name() const override { return "KeepingFiles"; }
 
   rocksdb::IOStatus NewSequentialFile(const std::string& path, const rocksdb::FileOptions& options,
@@ -50,8 +129,25 @@ class KeepingFiles final : public rocksdb::FileSystemWrapper {
     return target()->NewSequentialFile(path, options, file, debug);
   }
 
+  rocksdb::IOStatus NewWritableFile(const std::string& path, const rocksdb::FileOptions& options,
+                                    std::unique_ptr<rocksdb::FSWritableFile>* file,
+                                    rocksdb::IODebugContext* debug) override {
+    std::unique_ptr<rocksdb::FSWritableFile> made;
+    const rocksdb::IOStatus status = target()->NewWritableFile(path, options, &made, debug);
+    if (!status.ok()) return status;
+    if (absl::EndsWith(path, ".log")) {
+      made = std::make_unique<NotedLog>(synced_logs_, path, std::move(made));
+    }
+    *file = std::move(made);
+    return status;
+  }
+
   rocksdb::IOStatus DeleteFile(const std::string& path, const rocksdb::IOOptions& options,
                                rocksdb::IODebugContext* debug) override {
+    if (absl::EndsWith(path, ".log")) {
+      const rocksdb::IOStatus status = synced_logs_.Remove(path);
+      if (!status.ok()) return status;
+    }
     MutexLock lock(mutex_);
     if (!Keeps(path)) return target()->DeleteFile(path, options, debug);
     absl::Status status;
@@ -87,6 +183,7 @@ class KeepingFiles final : public rocksdb::FileSystemWrapper {
   }
 
   const std::string quarantine_;
+  SyncedLogs synced_logs_;
   Mutex mutex_;
   bool watching_ ABSL_GUARDED_BY(mutex_) = true;
   std::set<std::string> read_ ABSL_GUARDED_BY(mutex_);  // names of logs

@@ -11,12 +11,14 @@
 #include <algorithm>
 #include <atomic>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "storage/kv_store.h"
 #include "storage/rocks_internal.h"
+#include "storage/rocks_log.h"
 #include "storage/rocks_status.h"
 #include "storage/rocks_tables.h"
 #include "storage/rocks_visit.h"
@@ -360,18 +362,34 @@ class RocksKvStore final : public KvStore {
 
 namespace {
 
+// A name that RocksDB takes for one of its files. It does not survive a folder of that name.
+bool IsDatabaseName(const std::string& name) {
+  return name == "CURRENT" || absl::StartsWith(name, "MANIFEST-") ||
+         (absl::ascii_isdigit(name[0]) &&
+          (absl::EndsWith(name, ".log") || absl::EndsWith(name, ".sst")));
+}
+
 // Are there files of a database with something in them? RocksDB would make a new one beside them
 // when the one that names them is gone, and then delete them.
 absl::StatusOr<bool> HoldsData(const std::string& path) {
   SH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(path));
+  bool holds_data = false;
   for (const std::string& name : names) {
-    const bool is_log = absl::EndsWith(name, ".log");
-    if (!is_log && !absl::EndsWith(name, ".sst")) continue;
+    if (!IsDatabaseName(name)) continue;
+    const std::string file = JoinPath(path, name);
     struct stat info {};
-    if (!is_log || (stat(JoinPath(path, name).c_str(), &info) == 0 && info.st_size > 0))
-      return true;
+    if (stat(file.c_str(), &info) != 0) {
+      if (errno == ENOENT) continue;  // a link that leads nowhere: the database tells
+      return ErrnoStatus("opening", file);
+    }
+    if (!S_ISREG(info.st_mode)) {
+      return absl::DataLossError(absl::StrCat(file, " is not a file, but has a file's name"));
+    }
+    if (access(file.c_str(), R_OK) != 0) return ErrnoStatus("opening", file);
+    holds_data = holds_data || absl::EndsWith(name, ".sst") ||
+                 (absl::EndsWith(name, ".log") && info.st_size > 0);
   }
-  return false;
+  return holds_data;
 }
 
 // What RocksDB says of a database that has files but does not open is damage, whatever it calls it,
@@ -446,10 +464,10 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
     SH_RETURN_IF_ERROR(MakeFolders(options.path));
     if (!options.ingest_folder.empty()) SH_RETURN_IF_ERROR(MakeFolders(options.ingest_folder));
   }
-  const absl::StatusOr<bool> holds_data = HoldsData(options.path);
-  if (!options.read_only) SH_RETURN_IF_ERROR(holds_data.status());
+  SH_ASSIGN_OR_RETURN(const bool holds_data, HoldsData(options.path));
+  SH_RETURN_IF_ERROR(CheckLogFiles(options.path));
   if (!PathExists(JoinPath(options.path, "CURRENT"))) {
-    if (holds_data.ok() && *holds_data) {
+    if (holds_data) {
       return absl::DataLossError(absl::StrCat(
           options.path, ": the file CURRENT is gone, which says what of the rest counts"));
     }
@@ -460,10 +478,10 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
   if (!options.read_only && !options.quarantine_folder.empty()) {
     watch = OpeningWatch::Create(options.env, options.quarantine_folder);
   }
-  auto store = OpenAsIs(options, *holds_data, watch);
+  auto store = OpenAsIs(options, holds_data, watch);
   if (watch != nullptr && absl::IsDataLoss(store.status())) {
     SH_ASSIGN_OR_RETURN(const bool emptied, EmptyUnreadableFamilies(options, watch->env()));
-    if (emptied) store = OpenAsIs(options, *holds_data, watch);
+    if (emptied) store = OpenAsIs(options, holds_data, watch);
   }
   SH_RETURN_IF_ERROR(store.status());
   if (watch != nullptr) {

@@ -15,16 +15,19 @@
 namespace stillhouse {
 
 struct RocksRepair {
-  std::vector<TableFile> damaged;   // not in the new database
-  std::vector<TableFile> apart;     // whole, but other entries lie between theirs: not in it either
-  uint64_t tables = 0;              // in the new database
-  std::vector<std::string> in_log;  // one line for each stretch of a log that was left out
-  std::vector<std::string> damaged_logs;  // names of the logs that these lines are of
+  std::vector<TableFile> damaged;  // not in the new database
+  std::vector<TableFile> apart;    // whole, but they do not fit among the others: not in it either
+  std::vector<TableFile> missing;  // named by the MANIFEST, and not there
+  std::vector<std::string> missing_logs;  // names
+  uint64_t tables = 0;                    // in the new database
+  std::vector<std::string> in_log;        // one line for each stretch of a log that was left out
+  std::string log_rest;                   // of batches that are not whole: what can be read
+  bool told_all = false;  // no derived entry is lost, as far as MANIFEST, tables and logs tell
 };
 
 // Makes the database `options.path`, which must not exist, from the tables and logs in `from`:
-// whole tables are linked, logs are replayed past what is damaged. Families are those of
-// `options.families`. `threads` check tables.
+// whole tables are linked, and what the logs hold is done again over them, past what is damaged.
+// Families are those of `options.families`. `threads` check tables.
 absl::StatusOr<RocksRepair> RebuildRocks(const std::string& from, const RocksOptions& options,
                                          int threads);
 

@@ -2,6 +2,10 @@
 
 #include <rocksdb/status.h>
 
+#include <cerrno>
+#include <cstring>
+
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace stillhouse {
@@ -13,6 +17,10 @@ absl::Status ToAbsl(const rocksdb::Status& status, absl::string_view action) {
   if (status.IsCorruption()) return absl::DataLossError(message);
   if (status.IsNotFound() || status.IsPathNotFound()) return absl::NotFoundError(message);
   if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
+  // RocksDB keeps the system's reason as text only.
+  if (status.IsIOError() && absl::StrContains(message, std::strerror(EACCES))) {
+    return absl::PermissionDeniedError(message);
+  }
   if (status.IsBusy() || status.IsTryAgain()) return absl::UnavailableError(message);
   return absl::InternalError(message);
 }

@@ -14,8 +14,6 @@ namespace {
 
 constexpr absl::string_view kCacheFormat = "1";
 constexpr absl::string_view kFormatKey = "format";
-constexpr absl::string_view kStoreIdKey = "store_id";
-constexpr absl::string_view kIncarnationKey = "incarnation";
 constexpr absl::string_view kTotalsPrefix = "totals/";
 constexpr uint64_t kSegmentsSkipped = 1 << 20;  // more than one opening makes
 

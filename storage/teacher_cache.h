@@ -38,6 +38,10 @@ namespace stillhouse {
 enum CacheFamily : KvFamily { kCacheData, kCacheIndex, kCacheObjects, kCacheMeta };
 std::vector<KvFamilyOptions> CacheFamilies();
 
+// Of the family `meta`.
+inline constexpr absl::string_view kStoreIdKey = "store_id";
+inline constexpr absl::string_view kIncarnationKey = "incarnation";
+
 inline constexpr uint64_t kSegmentBytesMin = 64ull << 20;  // a segment is closed once it is larger
 inline constexpr uint64_t kLargePartBytes = 64ull << 10;   // such parts may be ingested, …
 inline constexpr uint64_t kIngestBytesMin = 2ull << 20;    // … if a group holds this much of them
@@ -185,6 +189,7 @@ class TeacherCache {
   bool HasUnsavedDamage() const { return writable_ && damaged_.unsaved(); }
   absl::Status SaveDamage() { return damaged_.Save(store_); }
   size_t damaged_parts() const { return damaged_.size(); }
+  bool IsDamaged(const PartKey& key) const { return damaged_.Contains(key); }  // as far as noted
 
   const CacheIdentity& identity() const { return identity_; }
   KvStore& store() { return store_; }
