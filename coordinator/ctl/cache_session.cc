@@ -78,8 +78,8 @@ class LocalSession final : public CacheSession {
 };
 
 UsageShare ShareOf(const pb::DuResponse::Share& share) {
-  return {share.documents(), share.rows(),         share.sections(),
-          share.missing(),   share.record_bytes(), share.index_bytes()};
+  return {share.documents(), share.rows(),         share.sections(),   share.missing(),
+          share.damaged(),   share.record_bytes(), share.index_bytes()};
 }
 
 class RemoteSession final : public CacheSession {

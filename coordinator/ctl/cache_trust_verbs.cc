@@ -14,6 +14,7 @@
 #include "coordinator/ctl/cache_verbs.h"
 #include "coordinator/ctl/output.h"
 #include "storage/cache_repair.h"
+#include "storage/service/job_scan.h"
 
 namespace stillhouse {
 namespace {
@@ -129,6 +130,7 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
   repair.path = options.choice.directory;
   repair.dry_run = options.dry_run;
   repair.threads = Threads();
+  repair.name_sections = NameSections;
   repair.on_gone = [&](const std::string& line) {
     if (!table) return gone.push_back(line);
     progress.Show("");
@@ -142,6 +144,7 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
                       {"needed", report.changed},
                       {"records", report.records},
                       {"gone", gone},
+                      {"gone_at_least", report.gone_at_least},
                       {"taken_back", report.taken_back},
                       {"indexed", report.indexed},
                       {"damaged_files", report.damaged_files},
@@ -157,8 +160,12 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
     return kExitOk;
   }
   PrintText(absl::StrCat(report.records, " records in service, ", report.indexed,
-                         " parts indexed anew, ", report.taken_back, " taken back, ", report.gone,
-                         " gone", report.gone > 0 ? " (a job captures them again)" : "", "\n"));
+                         " parts indexed anew, ", report.taken_back, " taken back, ",
+                         report.gone_at_least ? "at least " : "", report.gone, " gone",
+                         report.gone > 0 ? " (a job captures them again)" : "", "\n"));
+  if (report.gone_at_least) {
+    PrintText("more may be gone: the files that would name it are damaged or gone as well\n");
+  }
   PrintText(options.dry_run
                 ? "nothing was changed (--dry-run)\n"
                 : absl::StrCat("what was taken out of service lies in ", report.quarantine, "\n"));

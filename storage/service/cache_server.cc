@@ -355,6 +355,7 @@ void CacheServerImpl::Du(RpcMessage message, Respond respond) {
           out->set_rows(share.rows);
           out->set_sections(share.sections);
           out->set_missing(share.missing);
+          out->set_damaged(share.damaged);
           out->set_record_bytes(share.record_bytes);
           out->set_index_bytes(share.index_bytes);
         };

@@ -150,6 +150,10 @@ absl::StatusOr<ExportManifest> ExportJob(JobSource& store, const std::string& jo
   ExportManifest manifest;
   SH_ASSIGN_OR_RETURN(manifest.job, FindJob(store, job));
   SH_ASSIGN_OR_RETURN(const JobUsage usage, store.UsageOfJob(job));
+  if (const uint64_t damaged = usage.training.damaged + usage.held_out.damaged; damaged > 0) {
+    return absl::DataLossError(absl::StrCat(damaged, " of the sections of ", job,
+                                            " are damaged and not captured again yet"));
+  }
   if (const uint64_t missing = usage.training.missing + usage.held_out.missing; missing > 0) {
     return absl::FailedPreconditionError(
         absl::StrCat(missing, " of the ", usage.training.sections + usage.held_out.sections,

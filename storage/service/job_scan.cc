@@ -93,6 +93,11 @@ uint32_t TrainingDocuments(const Plan& plan) {
   return chunks == 0 ? 0 : plan.chunk(chunks - 1).end;
 }
 
+bool HasDamage(const TeacherCache& cache, absl::Span<const PartKey> keys) {
+  return std::any_of(keys.begin(), keys.end(),
+                     [&](const PartKey& key) { return cache.IsDamaged(key); });
+}
+
 absl::StatusOr<Digest> DigestSection(TeacherCache& cache, const WantedSection& section,
                                      bool* missing) {
   Sha256 values;
@@ -103,6 +108,11 @@ absl::StatusOr<Digest> DigestSection(TeacherCache& cache, const WantedSection& s
                         cache.Get(absl::MakeConstSpan(keys).subspan(next), kReadBytesMax));
     for (const std::optional<Part>& part : parts) {
       if (!part.has_value()) {
+        if (HasDamage(cache, keys)) {
+          return absl::DataLossError(absl::StrCat(
+              "section ", section.key.ShortHex(), " (", section.spec.Canonical(), " of document ",
+              section.document, ") is damaged and not captured again yet"));
+        }
         *missing = true;
         return Digest{};
       }
@@ -227,10 +237,12 @@ absl::StatusOr<JobDigest> DigestJob(TeacherCache& sections, const JobObject& job
 absl::StatusOr<JobUsage> MeasureJob(TeacherCache& sections, ObjectStore& objects,
                                     const JobObject& job, const Plan& plan) {
   JobUsage usage;
-  const auto count = [](UsageShare* total) {
-    return [total](const WantedSection&, bool whole, const UsageShare& share) {
+  const auto count = [&sections](UsageShare* total) {
+    return [&sections, total](const WantedSection& section, bool whole, const UsageShare& share) {
       ++total->sections;
       total->missing += !whole;
+      total->damaged +=
+          !whole && HasDamage(sections, PartKeysOf(section.key, section.spec, section.rows));
       total->record_bytes += share.record_bytes;
       total->index_bytes += share.index_bytes;
       return absl::OkStatus();
@@ -258,6 +270,32 @@ absl::StatusOr<JobUsage> MeasureJob(TeacherCache& sections, ObjectStore& objects
   SH_ASSIGN_OR_RETURN(const ObjectHeader plan_header, objects.Stat(PlanObjectName(job.plan)));
   usage.plan_bytes = plan_header.size;
   return usage;
+}
+
+std::map<Digest, std::string> NameSections(ObjectStore& objects, const std::set<Digest>& sections) {
+  std::map<Digest, std::string> names;
+  PlanCache plans;
+  const auto name = [&](const std::string& object) -> absl::Status {
+    SH_ASSIGN_OR_RETURN(const auto bytes, objects.Get(object));
+    SH_ASSIGN_OR_RETURN(const JobObject job, ParseJobObject(*bytes));
+    SH_ASSIGN_OR_RETURN(const auto plan, plans.Get(objects, job.plan));
+    return ForEachWanted(job, *plan, [&](const WantedSection& section, bool /*held_out*/) {
+      if (!sections.contains(section.key)) return absl::OkStatus();
+      names.try_emplace(
+          section.key,
+          absl::StrCat(section.spec.Canonical(), " of document ", section.document, " in chunk ",
+                       plan->document(section.document).chunk, " of plan ", job.plan.ShortHex()));
+      return absl::OkStatus();
+    });
+  };
+  const std::string prefix = JobObjectName("");
+  for (std::string after;;) {
+    const auto found = objects.List(prefix, after, kObjectsOfAList);
+    if (!found.ok()) return names;
+    for (const ObjectInfo& object : *found) name(object.name).IgnoreError();
+    if (std::ssize(*found) < kObjectsOfAList) return names;
+    after = found->back().name;
+  }
 }
 
 absl::StatusOr<JobObject> ReadJob(ObjectStore& objects, absl::string_view job) {

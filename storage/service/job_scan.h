@@ -5,7 +5,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -70,7 +72,8 @@ struct JobDigest {
 // Of sections and the SHA-256 of their canonical values, in any order.
 Digest DigestOfValues(std::vector<std::pair<Digest, Digest>> values);
 // SHA-256 over the sorted (section key, SHA-256 of the decoded canonical values) of what the job
-// wants: codec, parts, order, segments and provenance do not enter. DataLoss names a damaged part.
+// wants: codec, parts, order, segments and provenance do not enter. DataLoss names a damaged part,
+// also one that is known to be damaged and not captured again yet.
 absl::StatusOr<JobDigest> DigestJob(TeacherCache& sections, const JobObject& job, const Plan& plan);
 
 struct UsageShare {
@@ -78,6 +81,7 @@ struct UsageShare {
   uint64_t rows = 0;
   uint64_t sections = 0;
   uint64_t missing = 0;
+  uint64_t damaged = 0;  // of the missing ones: known to be damaged, to be captured again
   uint64_t record_bytes = 0;
   uint64_t index_bytes = 0;
 };
@@ -89,6 +93,10 @@ struct JobUsage {
 };
 absl::StatusOr<JobUsage> MeasureJob(TeacherCache& sections, ObjectStore& objects,
                                     const JobObject& job, const Plan& plan);
+
+// What the jobs of the cache tell of the sections: name, document, chunk, plan. A job whose object
+// or plan cannot be read tells nothing.
+std::map<Digest, std::string> NameSections(ObjectStore& objects, const std::set<Digest>& sections);
 
 // The object "job/<name>". NotFound when the cache has none of that name.
 absl::StatusOr<JobObject> ReadJob(ObjectStore& objects, absl::string_view job);

@@ -156,6 +156,51 @@ TEST_F(CacheVerbsTest, RepairKeepsWhatIsWholeAndListsWhatIsGone) {
   EXPECT_EQ(Run("repair --dir " + JoinPath(folder_.path(), "none")).code, kExitNotFound);
 }
 
+// Of a lost part whose record and origin are both damaged its job tells.
+TEST_F(CacheVerbsTest, RepairNamesALostPartByItsJob) {
+  const std::string database = JoinPath(directory_, "db");
+  const std::vector<std::string> names = *ListFolder(database);
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(database, name);
+    std::string bytes = *ReadFile(path);
+    const size_t record = name.ends_with(".sst") ? bytes.find("SHrc") : std::string::npos;
+    if (record == std::string::npos) continue;
+    bytes[record + 70] ^= 1;
+    bytes[bytes.find("SHor") + 40] ^= 1;
+    SH_CHECK_OK(WriteFileAtomically(path, bytes));
+  }
+  const json repaired = json::parse(Run(Dir("repair -o json")).out);
+  EXPECT_EQ(repaired["gone_at_least"], false);
+  ASSERT_EQ(repaired["gone"].size(), 1u);
+  EXPECT_THAT(repaired["gone"][0].get<std::string>(), HasSubstr("stats of document "));
+  EXPECT_THAT(repaired["gone"][0].get<std::string>(), HasSubstr(" in chunk "));
+}
+
+TEST_F(CacheVerbsTest, KnownDamageIsNoPartThatWasNotCapturedYet) {
+  {
+    const auto cache = *CacheDirectory::Open({.path = directory_, .disk_reserve_bytes = 0});
+    const auto plan = *ParsePlan(TestPlanBytes());
+    const PartKey key = TestDocumentItems(*plan, 0, 0)[0].parts[0].key;
+    KvStore& store = cache->sections().store();
+    const std::string place = PlaceKey((*cache->sections().Find({key}))[0]->place);
+    std::string record = **store.Get(kCacheData, place);
+    record[record.size() / 2] ^= 1;
+    KvBatch batch;
+    batch.Put(kCacheData, place, record);
+    SH_CHECK_OK(store.Write(batch, KvStore::Sync::kSync));
+    SH_CHECK_OK(cache->Close());
+  }
+  const std::string address = Serve(directory_, "s");
+  const auto ask = [&](const std::string& verb) { return Run(verb + " --server " + address); };
+  const std::string folder = JoinPath(folder_.path(), "export");
+  EXPECT_EQ(ask("get test --document 0 --section stats").code, kExitCorrupt);
+  for (const std::string& verb : {std::string("digest test"), "export test --to " + folder}) {
+    const Result told = ask(verb);
+    EXPECT_EQ(told.code, kExitCorrupt) << verb << told.errors;
+    EXPECT_THAT(told.errors, HasSubstr("damaged and not captured again yet"));
+  }
+}
+
 TEST_F(CacheVerbsTest, ServerAnswersTheSameAndItsDirectoryIsRefused) {
   const std::string address = Serve(directory_, "s");
   const auto ask = [&](const std::string& verb) { return Run(verb + " --server " + address); };
