@@ -76,12 +76,9 @@ class PoolAsyncStore final : public AsyncStore {
     std::vector<Callback<PutCounts>> dones;
     {
       MutexLock lock(mutex_);
-      uint64_t bytes = 0, logged = 0;
-      while (!waiting_.empty() && bytes < group_bytes_max_ && logged < kPutGroupLoggedBytesMax) {
-        for (const Part& part : waiting_.front().item.parts) {
-          bytes += part.payload.size();
-          if (part.payload.size() < kLargePartBytes) logged += part.payload.size();
-        }
+      uint64_t bytes = 0;
+      while (!waiting_.empty() && bytes < group_bytes_max_) {
+        for (const Part& part : waiting_.front().item.parts) bytes += part.payload.size();
         items.push_back(std::move(waiting_.front().item));
         dones.push_back(std::move(waiting_.front().done));
         waiting_.pop_front();

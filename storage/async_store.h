@@ -22,8 +22,6 @@ namespace stillhouse {
 // disk; but no more than kGroupSegmentsMax segments of the cache, which a bounded one cuts small.
 inline constexpr uint64_t kPutGroupBytesMax = 256ull << 20;
 inline constexpr uint64_t kGroupSegmentsMax = 4;
-// Of them, what goes through the log, as one write.
-inline constexpr uint64_t kPutGroupLoggedBytesMax = 64ull << 20;
 
 class AsyncStore {
  public:

@@ -198,7 +198,7 @@ class TeacherCache::Group {
  public:
   explicit Group(TeacherCache& cache) : cache_(cache) {}
 
-  absl::Status AddLarge(const NewPart& part) {
+  absl::Status AddToFile(const NewPart& part) {
     if (file_ == nullptr) {
       SH_ASSIGN_OR_RETURN(file_, cache_.store_.NewSortedFile(kCacheData));
       file_segment_ = cache_.next_segment_++;
@@ -216,7 +216,7 @@ class TeacherCache::Group {
     return absl::OkStatus();
   }
 
-  void AddSmall(const NewPart& part) {
+  void AddToBatch(const NewPart& part) {
     if (cache_.segment_ == 0 || cache_.segment_bytes_ >= cache_.segment_bytes_min_) {
       cache_.segment_ = cache_.next_segment_++;
       cache_.next_slot_ = 0;
@@ -297,20 +297,24 @@ absl::Status TeacherCache::AddTotals(const std::vector<NewPart>& parts, Group* g
 }
 
 absl::Status TeacherCache::Commit(const std::vector<NewPart>& parts) {
-  uint64_t large_bytes = 0;
+  uint64_t bytes = 0, large_bytes = 0;
   for (const NewPart& added : parts) {
     if (added.replaces.has_value()) SH_RETURN_IF_ERROR(CountOldSegments());
+    bytes += added.part->payload.size();
     if (added.part->payload.size() >= kLargePartBytes) large_bytes += added.part->payload.size();
   }
-  const bool ingest = large_bytes >= kIngestBytesMin;
+  // Small ones that fill a segment need no log: in a file each byte is written once.
+  const bool all_in_file = bytes >= segment_bytes_min_;
+  const bool large_in_file = large_bytes >= kIngestBytesMin;
   Group group(*this);
   absl::Status status;
   for (const NewPart& added : parts) {
     if (!status.ok()) break;
-    if (ingest && added.part->payload.size() >= kLargePartBytes) {
-      status = group.AddLarge(added);
+    const bool large = added.part->payload.size() >= kLargePartBytes;
+    if (all_in_file || (large && large_in_file)) {
+      status = group.AddToFile(added);
     } else {
-      group.AddSmall(added);
+      group.AddToBatch(added);
     }
   }
   if (status.ok()) status = AddTotals(parts, &group);

@@ -43,10 +43,11 @@ inline constexpr absl::string_view kStoreIdKey = "store_id";
 inline constexpr absl::string_view kIncarnationKey = "incarnation";
 
 inline constexpr uint64_t kSegmentBytesMin = 64ull << 20;  // a segment is closed once it is larger
-inline constexpr uint64_t kLargePartBytes = 64ull << 10;   // such parts may be ingested, …
-inline constexpr uint64_t kIngestBytesMin = 2ull << 20;    // … if a group holds this much of them
-inline constexpr size_t kPutPartsMax = 65536;              // of one item
-inline constexpr size_t kRemovePartsMax = 8192;            // of one Remove
+// Parts of a group are ingested if they are large and this much, or if all of it fills a segment.
+inline constexpr uint64_t kLargePartBytes = 64ull << 10;
+inline constexpr uint64_t kIngestBytesMin = 2ull << 20;
+inline constexpr size_t kPutPartsMax = 65536;    // of one item
+inline constexpr size_t kRemovePartsMax = 8192;  // of one Remove
 // Of records that one step of Reclaim reads and copies; a put waits for at most one such step.
 inline constexpr uint64_t kReclaimStepBytes = 8ull << 20;
 

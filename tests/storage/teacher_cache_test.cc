@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "common/file.h"
 #include "common/status.h"
 #include "storage/cache_verify.h"
@@ -279,6 +281,27 @@ TEST_P(TeacherCacheTest, RecordsThatNoIndexEntryNamesAreHarmlessAndCounted) {
   Put(SectionSpec{}, 2, 10);
   const auto entry = (*cache_->Find(Keys(TestParts(SectionSpec{}, TestDocument(2), 10, 1))))[0];
   EXPECT_EQ(entry->place.segment, 8u);
+}
+
+TEST_P(TeacherCacheTest, SmallPartsThatFillASegmentAreAFileOfTheirOwn) {
+  cache_->set_segment_bytes(10'000);
+  Put(SectionSpec{}, 1, 10);
+  std::vector<PutItem> items;
+  for (int document = 2; document < 60; ++document) {
+    items.push_back({TestParts(SectionSpec{}, TestDocument(document), 100, /*seed=*/document),
+                     TestProvenance(SectionSpec{})});
+  }
+  ASSERT_TRUE(cache_->Put(items).ok());
+  Reopen();
+  std::set<uint64_t> segments;
+  for (const PutItem& item : items) {
+    const auto entry = (*cache_->Find(Keys(item.parts)))[0];
+    ASSERT_TRUE(entry.has_value());
+    segments.insert(entry->place.segment);
+    EXPECT_EQ((**cache_->Get(Keys(item.parts), kAnyBytes)->begin()), item.parts[0]);
+  }
+  EXPECT_THAT(segments, ElementsAre(2u));
+  EXPECT_THAT(VerifyAll().problems, IsEmpty());
 }
 
 TEST_P(TeacherCacheTest, IndexEntryWithoutRecordIsFound) {

@@ -36,7 +36,7 @@ def write_rows(bench):
     flat = bench.data / "flat"
     bench.store("fill-ingested", dir=bench.data / "many", records=earlier, record_bytes=64 << 10)
     cases = [
-        ("small_ingest_mb_per_s", "flat append of the same records, fdatasync every 64 MiB", small,
+        ("small_ingest_mb_per_s", "flat append of the same records, fdatasync every 256 MiB", small,
          bench.data / "small"),
         ("ingest_mb_per_s", f"the same, after {earlier:,} files of 64 KB were ingested", large,
          bench.data / "many"),
