@@ -15,48 +15,44 @@ struct Later {
 
 }  // namespace
 
-// Queues the merge of the symbol at `position` with its successor, if there is one.
-void Bpe::Consider(Scratch& scratch, int32_t position) const {
-  const Scratch::Symbol& symbol = scratch.symbols_[position];
-  if (symbol.next < 0) return;
-  const auto found = merges_.find(Key(symbol.id, scratch.symbols_[symbol.next].id));
-  if (found == merges_.end()) return;
-  scratch.heap_.push_back({found->second.rank, position, found->second.result});
-  std::push_heap(scratch.heap_.begin(), scratch.heap_.end(), Later());
+void Bpe::Word::Add(int32_t id, int32_t bytes) {
+  const auto position = static_cast<int32_t>(symbols_.size());
+  if (position > 0) symbols_.back().next = position;
+  symbols_.push_back({id, bytes, position - 1});
 }
 
-void Bpe::Encode(absl::string_view piece, Scratch& scratch, std::vector<int32_t>& out) const {
-  auto& symbols = scratch.symbols_;
-  symbols.clear();
-  scratch.heap_.clear();
-  for (const char c : piece) {
-    const int32_t id = bytes_[static_cast<uint8_t>(c)];
-    if (id == kNoToken) continue;
-    const auto position = static_cast<int32_t>(symbols.size());
-    if (position > 0) symbols.back().next = position;
-    symbols.push_back({id, position - 1, -1});
-  }
+// Queues the merge of the symbol at `position` with its successor, if there is one.
+void Bpe::Consider(Word& word, int32_t position, int32_t rank_end) const {
+  const Word::Symbol& symbol = word.symbols_[position];
+  if (symbol.next < 0) return;
+  const auto found = merges_.find(Key(symbol.id, word.symbols_[symbol.next].id));
+  if (found == merges_.end() || found->second.rank >= rank_end) return;
+  word.heap_.push_back({found->second.rank, position, found->second.id});
+  std::push_heap(word.heap_.begin(), word.heap_.end(), Later());
+}
+
+void Bpe::Merge(Word& word, int32_t rank_end) const {
+  auto& symbols = word.symbols_;
+  word.heap_.clear();
   const auto count = static_cast<int32_t>(symbols.size());
-  for (int32_t i = 0; i + 1 < count; ++i) Consider(scratch, i);
+  for (int32_t i = 0; i + 1 < count; ++i) Consider(word, i, rank_end);
   // Each merge removes a symbol and queues at most two candidates, so this ends.
-  while (!scratch.heap_.empty()) {
-    std::pop_heap(scratch.heap_.begin(), scratch.heap_.end(), Later());
-    const Scratch::Candidate top = scratch.heap_.back();
-    scratch.heap_.pop_back();
-    Scratch::Symbol& symbol = symbols[top.position];
+  while (!word.heap_.empty()) {
+    std::pop_heap(word.heap_.begin(), word.heap_.end(), Later());
+    const Word::Candidate top = word.heap_.back();
+    word.heap_.pop_back();
+    Word::Symbol& symbol = symbols[top.position];
     if (symbol.merged || symbol.next < 0) continue;
-    const Scratch::Symbol& next = symbols[symbol.next];
+    Word::Symbol& next = symbols[symbol.next];
     const auto now = merges_.find(Key(symbol.id, next.id));
-    if (now == merges_.end() || now->second.result != top.result) continue;  // stale
-    symbols[symbol.next].merged = true;
+    if (now == merges_.end() || now->second.id != top.result) continue;  // stale
+    next.merged = true;
     symbol.id = top.result;
+    symbol.bytes += next.bytes;
     symbol.next = next.next;
     if (symbol.next >= 0) symbols[symbol.next].previous = top.position;
-    if (symbol.previous >= 0) Consider(scratch, symbol.previous);
-    Consider(scratch, top.position);
-  }
-  for (const Scratch::Symbol& symbol : symbols) {
-    if (!symbol.merged) out.push_back(symbol.id);
+    if (symbol.previous >= 0) Consider(word, symbol.previous, rank_end);
+    Consider(word, top.position, rank_end);
   }
 }
 

@@ -1,14 +1,14 @@
 // PreTokenizer: cuts text into the pieces that BPE works on, one after another.
 #pragma once
 
-#include <deque>
 #include <memory>
-#include <string>
+#include <optional>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
+#include "formats/aligned_text.h"
+#include "formats/pattern_scanner.h"
 #include "formats/regex.h"
 #include "formats/tokenizer_spec.h"
 
@@ -23,27 +23,48 @@ class PreTokenizer {
   class Run {
    public:
     explicit Run(const PreTokenizer& owner);
-    // Calls `piece` for each piece of `text`, left to right; pieces live as long as `text` and
-    // *this. REQUIRES: `text` is UTF-8.
-    absl::Status Split(absl::string_view text, absl::FunctionRef<void(absl::string_view)> piece);
+    // A new text begins: what patterns may cost is counted from here.
+    void NewText();
+    // Calls `piece` for each piece of `text`, left to right; a piece lives until the next one.
+    // A ByteLevel step puts pieces into its alphabet, or, if `raw`, leaves that to the caller.
+    // REQUIRES: `text` is UTF-8; `raw` only where the one ByteLevel is the last step.
+    absl::Status Split(const TextView& text, bool raw,
+                       absl::FunctionRef<void(const TextView&)> piece);
 
    private:
-    absl::Status SplitFrom(size_t step, absl::string_view text,
-                           absl::FunctionRef<void(absl::string_view)> piece);
+    struct Cut {
+      size_t begin;
+      size_t end;
+      bool match;
+    };
+    struct Level {
+      std::unique_ptr<Regex::Matcher> matcher;  // null: the step has no pattern, or a scanner
+      std::vector<Cut> cuts;
+      AlignedText changed;
+      AlignedText alphabet;
+    };
+    using Sink = absl::FunctionRef<void(const TextView&)>;
+
+    absl::Status SplitFrom(size_t step, TextView text, Sink piece);
+    absl::Status Recut(size_t step, const TextView& text, Sink piece);
+    absl::Status FindCuts(size_t step, absl::string_view text);
+    absl::Status Pass(size_t step, const TextView& part, Sink piece);
 
     const PreTokenizer& owner_;
-    std::vector<std::unique_ptr<Regex::Matcher>> matchers_;  // one per step; null: cuts nothing
-    std::deque<std::string> prefixed_;                       // pieces that a space was put before
+    std::vector<Level> levels_;  // one per step
+    bool raw_ = false;
   };
 
  private:
   struct Step {
-    std::shared_ptr<const Regex> regex;  // null: cuts nothing
-    bool keep_matches = true;
-    bool keep_between = true;
-    bool add_prefix_space = false;
+    SplitStep how;
+    std::shared_ptr<const Regex> regex;     // null: no pattern
+    std::optional<PatternScanner> scanner;  // instead of the pattern, where it gives the same
   };
   std::vector<Step> steps_;
 };
+
+// `text` in the alphabet of byte-level vocabularies.
+void AppendByteLevel(const TextView& text, AlignedText& out);
 
 }  // namespace stillhouse

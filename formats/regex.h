@@ -1,8 +1,8 @@
 // Regex: a pre-tokenizer's pattern, in the dialect of tokenizer.json, run by PCRE2 with limits.
 //
 // tokenizer.json patterns are written for Oniguruma, with newer Unicode tables than Debian's PCRE2
-// has. The pattern is rewritten so that \s, \p{L}, \p{N} and \d mean what they mean there;
-// constructs whose meaning differs or is not known to agree are refused by name.
+// has. The pattern is rewritten so that \s, \d and \p{…} mean what they mean there; constructs
+// whose meaning differs or is not known to agree are refused by name.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,9 @@
 
 namespace stillhouse {
 
-inline constexpr uint32_t kRegexMatchLimit = 10'000'000;   // backtracking steps for one match
+inline constexpr uint32_t kRegexMatchLimit = 10'000'000;  // backtracking steps for one match
+// Steps of the matches of one text that are not cheap, all together: a few seconds.
+inline constexpr uint64_t kRegexTextLimit = 200'000'000;
 inline constexpr uint32_t kRegexHeapLimitKib = 64 * 1024;  // memory of one match
 inline constexpr size_t kRegexPatternMax = 16 * 1024;      // bytes; the longest real one has 300
 
@@ -32,6 +34,9 @@ class Regex {
   // Per-thread working memory; any number of them may use one Regex.
   class Matcher;
 
+  // Whether a match may be empty.
+  bool may_match_empty() const { return may_match_empty_; }
+
   ~Regex();
   Regex(const Regex&) = delete;
   Regex& operator=(const Regex&) = delete;
@@ -41,10 +46,12 @@ class Regex {
   Regex() = default;
   static absl::StatusOr<std::shared_ptr<const Regex>> CompilePcre(absl::string_view pattern,
                                                                   uint32_t options);
-  void* code_ = nullptr;     // pcre2_code
-  void* context_ = nullptr;  // pcre2_match_context
+  void* code_ = nullptr;  // pcre2_code
+  bool may_match_empty_ = false;
 };
 
+// Finds the matches of a text from left to right, as Oniguruma's iterator does: a match may be
+// empty, but not where the one before ended.
 class Regex::Matcher {
  public:
   explicit Matcher(const Regex& regex);  // which must outlive *this
@@ -52,13 +59,24 @@ class Regex::Matcher {
   Matcher(const Matcher&) = delete;
   Matcher& operator=(const Matcher&) = delete;
 
-  // The first match that starts at or after `from` and is not empty: true and its place, or false.
-  // REQUIRES: `text` is UTF-8 and `from` is at a character. ResourceExhausted past a limit.
-  absl::StatusOr<bool> Next(absl::string_view text, size_t from, size_t* begin, size_t* end);
+  // REQUIRES: `text` is UTF-8 and outlives the calls of Next that follow.
+  void Start(absl::string_view text);
+  // The next match: true and its place, or false. ResourceExhausted past a limit, which all texts
+  // since NewBudget share.
+  absl::StatusOr<bool> Next(size_t* begin, size_t* end);
+  void NewBudget() { spent_ = 0; }
 
  private:
+  int Match(uint32_t options);
+  int MatchWithin(uint32_t limit);
+
   const Regex& regex_;
-  void* data_;  // pcre2_match_data
+  void* data_;     // pcre2_match_data
+  void* context_;  // pcre2_match_context
+  absl::string_view text_;
+  size_t from_ = 0;
+  size_t last_end_;
+  uint64_t spent_ = 0;
 };
 
 }  // namespace stillhouse

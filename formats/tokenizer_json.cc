@@ -1,15 +1,16 @@
-// Reading tokenizer.json, the file of the Python `tokenizers` package, as far as byte-level BPE
-// goes.
+// Reading tokenizer.json, the file of the Python `tokenizers` package, as far as BPE goes.
 //
-// Whatever would make our ids differ from that package's is refused by name; settings that change
-// no id (padding, truncation, post-processors, offsets) are passed over.
+// Whatever would make our ids differ from that package's is refused by name; padding and
+// truncation, which whoever asks for ids decides, are passed over.
 #include <array>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/match.h"
 #include "common/status.h"
 #include "formats/json.h"
+#include "formats/tokenizer_json_steps.h"
 #include "formats/tokenizer_spec.h"
 #include "formats/utf8.h"
 
@@ -22,50 +23,65 @@ class Parser {
 
   absl::StatusOr<TokenizerSpec> Run() {
     const JsonFields fields(root_, path_);
-    if (const Json* normalizer = fields.Find("normalizer")) {
-      return Lacking("normalizer", TypeOf(*normalizer));
-    }
     const Json* model = fields.Find("model");
     if (model == nullptr || !model->is_object()) return Broken("`model` is missing");
     SH_RETURN_IF_ERROR(Model(*model));
     if (const Json* added = fields.Find("added_tokens")) SH_RETURN_IF_ERROR(Added(*added));
-    const Json* steps = fields.Find("pre_tokenizer");
-    if (steps == nullptr) return Lacking("pre_tokenizer", "null");
-    SH_RETURN_IF_ERROR(PreTokenizers(*steps));
-    if (spec_.steps.empty() || spec_.steps.back().kind != SplitStep::Kind::kByteLevel) {
-      return Lacking("pre_tokenizer without a ByteLevel at its end:", TypeOf(*steps));
+    if (const Json* normalizer = fields.Find("normalizer")) {
+      SH_RETURN_IF_ERROR(ParseNormalizer(*normalizer, path_, spec_));
+    }
+    if (const Json* steps = fields.Find("pre_tokenizer")) {
+      SH_RETURN_IF_ERROR(ParsePreTokenizer(*steps, path_, spec_));
     }
     const Json* decoder = fields.Find("decoder");
-    if (decoder == nullptr || TypeOf(*decoder) != "ByteLevel") {
-      return Lacking("decoder", decoder == nullptr ? "null" : TypeOf(*decoder));
+    if (decoder == nullptr) return Lacking("decoder", "null");
+    SH_RETURN_IF_ERROR(ParseDecoder(*decoder, path_, spec_));
+    if (const Json* post = fields.Find("post_processor")) {
+      SH_RETURN_IF_ERROR(ParsePostProcessor(*post, path_, spec_));
     }
-    if (const Json* post = fields.Find("post_processor")) PostProcessor(*post);
+    if (!spec_.prefix.empty()) {
+      spec_.bos_id = spec_.prefix.front();
+      spec_.adds_bos = true;
+    }
+    for (const auto* affix : {&spec_.prefix, &spec_.suffix}) {
+      for (const int32_t id : *affix) {
+        if (static_cast<size_t>(id) >= spec_.tokens.size()) {
+          return Broken(absl::StrCat("the post-processor adds token ", id, ", which is not there"));
+        }
+      }
+    }
+    DropUnknown();
     return std::move(spec_);
   }
 
  private:
-  absl::Status Broken(absl::string_view what) const {
-    return absl::InvalidArgumentError(absl::StrCat(path_, ": ", what));
-  }
+  absl::Status Broken(absl::string_view what) const { return BrokenTokenizer(path_, what); }
   absl::Status Lacking(absl::string_view what, absl::string_view name) const {
-    return absl::UnimplementedError(absl::StrCat(path_, ": ", what, " \"", name.substr(0, 80),
-                                                 "\" is not implemented, only byte-level BPE"));
+    return LackingComponent(path_, what, name);
   }
-  static std::string TypeOf(const Json& component) {
-    if (!component.is_object()) return "?";
-    const auto found = component.find("type");
-    return found != component.end() && found->is_string() ? found->get<std::string>() : "?";
+
+  // Where every byte has a token, byte-level text has nothing unknown.
+  void DropUnknown() {
+    bool all = !spec_.steps.empty() && spec_.steps.back().kind == SplitStep::Kind::kByteLevel;
+    for (int byte = 0; byte < 256; ++byte) {
+      all = all && ids_.contains(ByteLevelCharacter(static_cast<uint8_t>(byte)));
+    }
+    if (!all) return;
+    spec_.unknown.reset();
+    spec_.byte_fallback = spec_.fuse_unknown = false;
   }
 
   absl::Status Model(const Json& model) {
     const JsonFields fields(model, path_);
     // Old files of this kind have no type.
     SH_ASSIGN_OR_RETURN(const std::optional<std::string> type, fields.String("type"));
-    if (type.value_or("BPE") != "BPE") return Lacking("model type", *type);
-    for (const absl::string_view key : {"byte_fallback", "fuse_unk"}) {
-      SH_ASSIGN_OR_RETURN(const std::optional<bool> on, fields.Bool(key));
-      if (on.value_or(false)) return Lacking("model option", key);
+    if (type.value_or("BPE") != "BPE") {
+      return Lacking("model type", absl::StrCat(*type, "\", only \"BPE"));
     }
+    SH_ASSIGN_OR_RETURN(const std::optional<bool> fallback, fields.Bool("byte_fallback"));
+    spec_.byte_fallback = fallback.value_or(false);
+    SH_ASSIGN_OR_RETURN(const std::optional<bool> fuse, fields.Bool("fuse_unk"));
+    spec_.fuse_unknown = fuse.value_or(false);
     for (const absl::string_view key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
       SH_ASSIGN_OR_RETURN(const std::optional<std::string> affix, fields.String(key));
       if (!affix.value_or("").empty()) return Lacking("model option", key);
@@ -81,13 +97,14 @@ class Parser {
     SH_RETURN_IF_ERROR(Vocabulary(*vocabulary));
     SH_ASSIGN_OR_RETURN(const std::optional<std::string> unknown, fields.String("unk_token"));
     if (unknown.has_value()) {
-      for (int byte = 0; byte < 256; ++byte) {
-        const char c = static_cast<char>(byte);
-        if (!ids_.contains(ByteLevelFromBytes({&c, 1}))) {
-          return Lacking("model option `unk_token` where a byte has no token:", *unknown);
-        }
+      const auto found = ids_.find(*unknown);
+      if (found == ids_.end()) {
+        return Broken(
+            absl::StrCat("`unk_token` \"", unknown->substr(0, 80), "\" is not in `vocab`"));
       }
+      spec_.unknown = found->second;
     }
+    vocabulary_size_ = ids_.size();
     return Merges(*merges);
   }
 
@@ -129,6 +146,7 @@ class Parser {
       std::string right;
       if (merge.is_string()) {
         const auto& text = merge.get_ref<const std::string&>();
+        if (absl::StartsWith(text, "#version")) continue;
         const size_t space = text.find(' ');
         if (space == std::string::npos) return BadMerge();
         left = text.substr(0, space);
@@ -157,12 +175,16 @@ class Parser {
     for (const Json& entry : added) {
       const JsonFields fields(entry, path_);
       SH_ASSIGN_OR_RETURN(std::string content, fields.RequiredString("content"));
-      for (const absl::string_view key : {"single_word", "lstrip", "rstrip"}) {
+      AddedToken token;
+      const std::pair<absl::string_view, bool*> flags[] = {{"special", &token.special},
+                                                           {"single_word", &token.single_word},
+                                                           {"lstrip", &token.lstrip},
+                                                           {"rstrip", &token.rstrip},
+                                                           {"normalized", &token.normalized}};
+      for (const auto& [key, flag] : flags) {
         SH_ASSIGN_OR_RETURN(const std::optional<bool> on, fields.Bool(key));
-        if (on.value_or(false))
-          return Lacking(absl::StrCat("added token with `", key, "`:"), content);
+        *flag = on.value_or(false);
       }
-      SH_ASSIGN_OR_RETURN(const std::optional<bool> special, fields.Bool("special"));
       const Json* id = fields.Find("id");
       if (id == nullptr) return Broken("an added token has no `id`");
       if (!contents.insert(content).second) {
@@ -176,89 +198,33 @@ class Parser {
         return Broken(
             absl::StrCat("added token \"", content.substr(0, 80), "\" has id ", id->dump()));
       }
+      token.in_vocabulary = there != ids_.end();
       SH_RETURN_IF_ERROR(Place(content, *id));
-      spec_.added.push_back({id->get<int32_t>(), std::move(content), special.value_or(false)});
+      token.id = id->get<int32_t>();
+      SH_RETURN_IF_ERROR(CheckNewId(token, content));
+      token.content = std::move(content);
+      spec_.added.push_back(std::move(token));
     }
     return absl::OkStatus();
   }
 
-  absl::Status PreTokenizers(const Json& component) {
-    const std::string type = TypeOf(component);
-    if (!spec_.steps.empty() && spec_.steps.back().kind == SplitStep::Kind::kByteLevel) {
-      return Lacking("pre_tokenizer after a ByteLevel:", type);
-    }
-    const JsonFields fields(component, path_);
-    if (type == "Sequence") {
-      const Json* list = fields.Find("pretokenizers");
-      if (list == nullptr || !list->is_array()) return Broken("a Sequence has no `pretokenizers`");
-      for (const Json& inner : *list) SH_RETURN_IF_ERROR(PreTokenizers(inner));
-      return absl::OkStatus();
-    }
-    SplitStep step;
-    if (type == "Digits") {
-      step.kind = SplitStep::Kind::kDigits;
-      SH_ASSIGN_OR_RETURN(const std::optional<bool> each, fields.Bool("individual_digits"));
-      step.individual_digits = each.value_or(false);
-    } else if (type == "ByteLevel") {
-      SH_ASSIGN_OR_RETURN(const std::optional<bool> prefix, fields.Bool("add_prefix_space"));
-      step.add_prefix_space = prefix.value_or(true);
-      SH_ASSIGN_OR_RETURN(const std::optional<bool> cut, fields.Bool("use_regex"));
-      step.use_regex = cut.value_or(true);
-    } else if (type == "Split") {
-      SH_RETURN_IF_ERROR(Split(fields, step));
-    } else {
-      return Lacking("pre_tokenizer", type);
-    }
-    spec_.steps.push_back(std::move(step));
-    return absl::OkStatus();
-  }
-
-  absl::Status Split(const JsonFields& fields, SplitStep& step) {
-    const Json* pattern = fields.Find("pattern");
-    if (pattern == nullptr || !pattern->is_object() || pattern->size() != 1) {
-      return Broken("a Split has no `pattern`");
-    }
-    const JsonFields inner(*pattern, path_);
-    SH_ASSIGN_OR_RETURN(const std::optional<std::string> regex, inner.String("Regex"));
-    SH_ASSIGN_OR_RETURN(const std::optional<std::string> literal, inner.String("String"));
-    if (!regex.has_value() && !literal.has_value()) return Broken("a Split has no `pattern`");
-    step.kind = regex.has_value() ? SplitStep::Kind::kPattern : SplitStep::Kind::kLiteral;
-    step.pattern = regex.has_value() ? *regex : *literal;
-    SH_ASSIGN_OR_RETURN(const std::string behavior, fields.RequiredString("behavior"));
-    SH_ASSIGN_OR_RETURN(const std::optional<bool> inverted, fields.Bool("invert"));
-    if (behavior == "Removed") {
-      (inverted.value_or(false) ? step.keep_between : step.keep_matches) = false;
-    } else if (behavior != "Isolated") {
-      return Lacking("Split behavior", behavior);
-    }
-    return absl::OkStatus();
-  }
-
-  // Encode adds no special token; whether the model expects one first is all that is of use here.
-  void PostProcessor(const Json& component) {
-    const std::string type = TypeOf(component);
-    const JsonFields fields(component, path_);
-    if (type == "Sequence") {
-      const Json* list = fields.Find("processors");
-      for (const Json& inner : list == nullptr ? Json::array() : *list) PostProcessor(inner);
-      return;
-    }
-    const Json* single = type == "TemplateProcessing" ? fields.Find("single") : nullptr;
-    if (single == nullptr || !single->is_array() || single->empty()) return;
-    const Json& first = single->front();
-    if (!first.is_object() || !first.contains("SpecialToken")) return;
-    const Json& token = first["SpecialToken"];
-    if (!token.is_object() || !token.contains("id") || !token["id"].is_string()) return;
-    const auto found = ids_.find(token["id"].get<std::string>());
-    if (found == ids_.end()) return;
-    spec_.bos_id = found->second;
-    spec_.adds_bos = true;
+  // `tokenizers` gives new tokens the ids after the vocabulary, in their order, whatever the file
+  // says.
+  absl::Status CheckNewId(const AddedToken& token, absl::string_view content) {
+    const auto wanted = static_cast<int32_t>(vocabulary_size_ + new_tokens_);
+    if (token.in_vocabulary) return absl::OkStatus();
+    ++new_tokens_;
+    if (token.id == wanted) return absl::OkStatus();
+    return Broken(absl::StrCat("added token \"", content.substr(0, 80), "\" has id ", token.id,
+                               ", but new ones count on from the vocabulary: ", wanted));
   }
 
   const Json& root_;
   absl::string_view path_;
   TokenizerSpec spec_;
   absl::flat_hash_map<std::string, int32_t> ids_;
+  size_t vocabulary_size_ = 0;
+  size_t new_tokens_ = 0;
 };
 
 }  // namespace

@@ -15,27 +15,91 @@ OrderedJson ByteLevelJson(bool use_regex, bool add_prefix_space) {
           {"use_regex", use_regex}};
 }
 
+OrderedJson PatternJson(bool is_regex, const std::string& pattern) {
+  return {{is_regex ? "Regex" : "String", pattern}};
+}
+
+OrderedJson ReplaceJson(bool is_regex, const std::string& pattern, const std::string& content) {
+  return {{"type", "Replace"}, {"pattern", PatternJson(is_regex, pattern)}, {"content", content}};
+}
+
+OrderedJson NormalizerStepJson(const NormalizerStep& step) {
+  constexpr const char* kForms[] = {"NFC", "NFD", "NFKC", "NFKD"};
+  switch (step.kind) {
+    case NormalizerStep::Kind::kUnicode:
+      return {{"type", kForms[static_cast<size_t>(step.form)]}};
+    case NormalizerStep::Kind::kPrepend:
+      return {{"type", "Prepend"}, {"prepend", step.content}};
+    case NormalizerStep::Kind::kReplacePattern:
+    case NormalizerStep::Kind::kReplaceLiteral:
+      break;
+  }
+  return ReplaceJson(step.kind == NormalizerStep::Kind::kReplacePattern, step.pattern,
+                     step.content);
+}
+
 OrderedJson StepJson(const SplitStep& step) {
+  constexpr const char* kBehaviors[] = {"Isolated", "Removed", "MergedWithPrevious",
+                                        "MergedWithNext", "Contiguous"};
+  constexpr const char* kSchemes[] = {"never", "first", "always"};
   switch (step.kind) {
     case SplitStep::Kind::kDigits:
       return {{"type", "Digits"}, {"individual_digits", step.individual_digits}};
     case SplitStep::Kind::kByteLevel:
       return ByteLevelJson(step.use_regex, step.add_prefix_space);
+    case SplitStep::Kind::kMetaspace:
+      return {{"type", "Metaspace"},
+              {"replacement", step.pattern},
+              {"prepend_scheme", kSchemes[static_cast<size_t>(step.prepend)]},
+              {"split", step.split}};
     case SplitStep::Kind::kPattern:
     case SplitStep::Kind::kLiteral:
       break;
   }
-  const char* kind = step.kind == SplitStep::Kind::kPattern ? "Regex" : "String";
-  const bool removed = !step.keep_matches || !step.keep_between;
   return {{"type", "Split"},
-          {"pattern", {{kind, step.pattern}}},
-          {"behavior", removed ? "Removed" : "Isolated"},
-          {"invert", !step.keep_between}};
+          {"pattern", PatternJson(step.kind == SplitStep::Kind::kPattern, step.pattern)},
+          {"behavior", kBehaviors[static_cast<size_t>(step.behavior)]},
+          {"invert", step.invert}};
+}
+
+OrderedJson DecoderStepJson(const DecoderStep& step) {
+  switch (step.kind) {
+    case DecoderStep::Kind::kByteLevel:
+      return ByteLevelJson(/*use_regex=*/true, /*add_prefix_space=*/false);
+    case DecoderStep::Kind::kByteFallback:
+      return {{"type", "ByteFallback"}};
+    case DecoderStep::Kind::kFuse:
+      return {{"type", "Fuse"}};
+    case DecoderStep::Kind::kStrip:
+      return {
+          {"type", "Strip"}, {"content", step.content}, {"start", step.start}, {"stop", step.stop}};
+    case DecoderStep::Kind::kMetaspace:
+      return {{"type", "Metaspace"},
+              {"replacement", step.pattern},
+              {"prepend_scheme", step.prepends ? "always" : "never"},
+              {"split", true}};
+    case DecoderStep::Kind::kReplacePattern:
+    case DecoderStep::Kind::kReplaceLiteral:
+      break;
+  }
+  return ReplaceJson(step.kind == DecoderStep::Kind::kReplacePattern, step.pattern, step.content);
+}
+
+// The steps as one component: null for none, a Sequence for several.
+template <typename Step>
+OrderedJson StepsJson(const std::vector<Step>& steps, const char* list,
+                      OrderedJson (*write)(const Step&)) {
+  if (steps.empty()) return nullptr;
+  if (steps.size() == 1) return write(steps.front());
+  OrderedJson parts = OrderedJson::array();
+  for (const Step& step : steps) parts.push_back(write(step));
+  return {{"type", "Sequence"}, {list, std::move(parts)}};
 }
 
 OrderedJson AddedJson(const AddedToken& token) {
-  return {{"content", token.content}, {"lstrip", false},      {"normalized", false},
-          {"rstrip", false},          {"single_word", false}, {"special", token.special}};
+  return {{"content", token.content},         {"lstrip", token.lstrip},
+          {"normalized", token.normalized},   {"rstrip", token.rstrip},
+          {"single_word", token.single_word}, {"special", token.special}};
 }
 
 const std::string& TokenText(const TokenizerSpec& spec, int32_t id) {
@@ -61,11 +125,12 @@ OrderedJson ModelJson(const TokenizerSpec& spec) {
   }
   return {{"type", "BPE"},
           {"dropout", nullptr},
-          {"unk_token", nullptr},
+          {"unk_token", spec.unknown.has_value() ? OrderedJson(spec.tokens[*spec.unknown])
+                                                 : OrderedJson(nullptr)},
           {"continuing_subword_prefix", nullptr},
           {"end_of_word_suffix", nullptr},
-          {"fuse_unk", false},
-          {"byte_fallback", false},
+          {"fuse_unk", spec.fuse_unknown},
+          {"byte_fallback", spec.byte_fallback},
           {"ignore_merges", spec.ignore_merges},
           {"vocab", std::move(vocabulary)},
           {"merges", std::move(merges)}};
@@ -97,24 +162,23 @@ std::string TokenizerJson(const TokenizerSpec& spec) {
     entry.update(AddedJson(token));
     added.push_back(std::move(entry));
   }
-  OrderedJson steps = OrderedJson::array();
-  for (const SplitStep& step : spec.steps) steps.push_back(StepJson(step));
   const OrderedJson root = {
       {"version", "1.0"},
       {"truncation", nullptr},
       {"padding", nullptr},
       {"added_tokens", std::move(added)},
-      {"normalizer", nullptr},
-      {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}}},
+      {"normalizer", StepsJson(spec.normalizer, "normalizers", NormalizerStepJson)},
+      {"pre_tokenizer", StepsJson(spec.steps, "pretokenizers", StepJson)},
       {"post_processor", PostProcessorJson(spec)},
-      {"decoder", ByteLevelJson(/*use_regex=*/true, /*add_prefix_space=*/false)},
+      {"decoder", StepsJson(spec.decoder, "decoders", DecoderStepJson)},
       {"model", ModelJson(spec)},
   };
   return root.dump(1, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 std::string TokenizerConfigJson(const TokenizerSpec& spec) {
-  Json root = {{"add_prefix_space", spec.steps.back().add_prefix_space},
+  const bool prefix_space = !spec.steps.empty() && spec.steps.back().add_prefix_space;
+  Json root = {{"add_prefix_space", prefix_space},
                {"clean_up_tokenization_spaces", false},
                {"tokenizer_class", "PreTrainedTokenizerFast"}};
   Json decoder = Json::object();

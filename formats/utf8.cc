@@ -2,7 +2,7 @@
 
 #include <array>
 
-#include "common/status.h"
+#include "absl/strings/str_cat.h"
 
 namespace stillhouse {
 namespace {
@@ -14,8 +14,9 @@ constexpr bool StandsForItself(int byte) {
 }
 
 struct Alphabet {
-  std::array<char32_t, 256> character{};
-  std::array<int16_t, kAlphabetEnd> byte{};  // -1: no byte
+  std::array<std::array<char, 2>, 256> character{};  // in UTF-8
+  std::array<uint8_t, 256> size{};                   // of it
+  std::array<int16_t, kAlphabetEnd> byte{};          // -1: no byte
 };
 
 constexpr Alphabet MakeAlphabet() {
@@ -23,9 +24,16 @@ constexpr Alphabet MakeAlphabet() {
   for (int16_t& byte : alphabet.byte) byte = -1;
   char32_t next = 256;
   for (int byte = 0; byte < 256; ++byte) {
-    const char32_t character = StandsForItself(byte) ? static_cast<char32_t>(byte) : next++;
-    alphabet.character[byte] = character;
-    alphabet.byte[character] = static_cast<int16_t>(byte);
+    const char32_t code = StandsForItself(byte) ? static_cast<char32_t>(byte) : next++;
+    alphabet.byte[code] = static_cast<int16_t>(byte);
+    if (code < 0x80) {
+      alphabet.character[byte] = {static_cast<char>(code), 0};
+      alphabet.size[byte] = 1;
+    } else {
+      alphabet.character[byte] = {static_cast<char>(0xc0 | code >> 6),
+                                  static_cast<char>(0x80 | (code & 0x3f))};
+      alphabet.size[byte] = 2;
+    }
   }
   return alphabet;
 }
@@ -33,17 +41,13 @@ constexpr Alphabet kAlphabet = MakeAlphabet();
 
 }  // namespace
 
+absl::string_view ByteLevelCharacter(uint8_t byte) {
+  return {kAlphabet.character[byte].data(), kAlphabet.size[byte]};
+}
+
 std::string ByteLevelFromBytes(absl::string_view bytes) {
   std::string out;
-  for (const char c : bytes) {
-    const char32_t code = kAlphabet.character[static_cast<uint8_t>(c)];
-    if (code < 0x80) {
-      out.push_back(static_cast<char>(code));
-    } else {
-      out.push_back(static_cast<char>(0xc0 | code >> 6));
-      out.push_back(static_cast<char>(0x80 | (code & 0x3f)));
-    }
-  }
+  for (const char c : bytes) absl::StrAppend(&out, ByteLevelCharacter(static_cast<uint8_t>(c)));
   return out;
 }
 

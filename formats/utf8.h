@@ -12,6 +12,7 @@
 
 namespace stillhouse {
 
+absl::string_view ByteLevelCharacter(uint8_t byte);
 std::string ByteLevelFromBytes(absl::string_view bytes);
 // nullopt if a character is not of the alphabet.
 std::optional<std::string> BytesFromByteLevel(absl::string_view text);

@@ -20,6 +20,16 @@ class ByteTokenizer final : public Tokenizer {
     for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
     return ids;
   }
+  absl::StatusOr<Encoding> EncodeWithOffsets(absl::string_view text) const override {
+    Encoding encoding;
+    for (uint32_t i = 0; i < text.size(); ++i) {
+      encoding.ids.push_back(static_cast<unsigned char>(text[i]));
+      encoding.offsets.push_back({i, i + 1});
+    }
+    return encoding;
+  }
+  absl::Span<const int32_t> prefix() const override { return {}; }
+  absl::Span<const int32_t> suffix() const override { return {}; }
   absl::StatusOr<std::string> Decode(absl::Span<const int32_t> ids,
                                      bool skip_special) const override {
     std::string text;

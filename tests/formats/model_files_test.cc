@@ -340,6 +340,9 @@ TEST_F(ModelFilesTest, TheRealTeacherOpens) {
   EXPECT_EQ(model.config.rms_norm_eps, 1e-5);
   EXPECT_TRUE(model.config.tie_embeddings);
   EXPECT_EQ(model.tokenizer->size(), 49152);
+  // Caches that people have are bound to it.
+  EXPECT_EQ(model.tokenizer->Fingerprint().Hex(),
+            "62b2b44c94b904123365b33407c8b3486e04b13b8cffd9de41624e40b9dc5019");
   EXPECT_EQ(model.weights->Find("model.embed_tokens.weight")->stored_dtype, "Q8_0");
   ExpectConfigOf(Golden("smollm2"), ConfigToJson(model.config));
   const std::string files = Path("tokenizer");

@@ -7,18 +7,23 @@ itself) and cases.bin: u32 count, then per string: text, ids, decoded text, deco
 tokens; each a u32 length and its bytes (ids are int32).
 """
 
+import itertools
 import os
 import random
 import struct
 import sys
 
 import tokenizers
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 GPT2_ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace("{1,3}", "")
+# Runs of characters of one class: a character of another class in another library moves their ends.
+CLASSES = ["|".join(rf"\p{{{name}}}+" for name in names.split()) for names in (
+    "Lu Ll Lt Lm Lo Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp", "L M N P S Z")] + [
+        r"\s+|\d+|[^\s\p{L}\p{N}]+", r"(?i:s)|(?i:k)|\P{L}|\S+"]
 LLAMACPP_DEFAULT = [
     r"[\p{P}\$\+<=>\^~\|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
@@ -159,6 +164,17 @@ def class_probe(step):
     return tokenizer
 
 
+def record_classes(path, every):
+    """For each pattern the places of its matches among all code points: it, begins and ends in UTF-8."""
+    places = list(itertools.accumulate((len(c.encode()) for c in every), initial=0))
+    with open(path, "wb") as out:
+        out.write(field(every.encode()))
+        for pattern in CLASSES:
+            runs = split(pattern, "removed", True).pre_tokenize_str(every)
+            ends = [places[end] for _, place in runs for end in place]
+            out.write(field(pattern.encode()) + field(struct.pack(f"<{len(ends)}I", *ends)))
+
+
 def main():
     out = sys.argv[1]
     if len(sys.argv) > 2:
@@ -193,12 +209,11 @@ def main():
     # Every code point that any Unicode version has put to use, 64 to a string.
     codes = [c for c in range(0x33480) if not 0xd800 <= c < 0xe000] + list(range(0xe0000, 0xe0200))
     every = ["".join("a" + chr(c) for c in codes[i:i + 64]) for i in range(0, len(codes), 64)]
-    for name, step in [("class_letter", split(r"\p{L}")), ("class_number", split(r"\p{N}")),
-                       ("class_space", split(r"\s")), ("class_decimal", split(r"\d")),
-                       ("class_not_space", split(r"\S")),
-                       ("class_other", split(r"[^\s\p{L}\p{N}]+")),
-                       ("class_digits", pre_tokenizers.Digits(individual_digits=True))]:
-        record(os.path.join(out, name), class_probe(step), every)
+    record(os.path.join(out, "class_digits"), class_probe(pre_tokenizers.Digits(individual_digits=True)), every)
+    word = class_probe(split("b"))
+    word.add_tokens([AddedToken("bb", single_word=True, normalized=False)])
+    record(os.path.join(out, "class_word"), word, [text.replace("a", " bb") for text in every])
+    record_classes(os.path.join(out, "classes.bin"), "".join(map(chr, codes)))
 
 
 if __name__ == "__main__":

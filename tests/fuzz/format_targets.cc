@@ -1,4 +1,5 @@
 // Model files: GGUF, safetensors, config.json, tokenizer.json.
+#include "absl/strings/str_replace.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/model_config.h"
@@ -91,13 +92,27 @@ FuzzTarget ConfigTarget() {
 }
 
 FuzzTarget TokenizerTarget() {
-  return {"tokenizer_json", {TinyTokenizerJson()}, [](absl::string_view input) {
+  // Another with most of what a file may say.
+  std::string rich = TinyTokenizerJson();
+  SH_CHECK(
+      absl::StrReplaceAll(
+          {{"\"normalizer\": null",
+            R"("normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Prepend",
+                    "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]})"},
+           {"\"type\": \"Digits\"",
+            R"("type": "Split", "pattern": {"Regex": "\\p{L}+|\\s*"}, "behavior": "MergedWithNext",
+                    "invert": true}, {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first")"},
+           {"\"lstrip\": false", "\"lstrip\": true"},
+           {"\"byte_fallback\": false", "\"byte_fallback\": true"}},
+          &rich) >= 5);
+  return {"tokenizer_json", {TinyTokenizerJson(), rich}, [](absl::string_view input) {
             auto spec = ParseTokenizerJson(input, "tokenizer.json");
             if (!spec.ok()) return;
             const auto tokenizer = MakeTokenizer(*std::move(spec));
             if (!tokenizer.ok()) return;
             const auto ids = (*tokenizer)->Encode(kText);
             if (ids.ok()) (void)(*tokenizer)->Decode(*ids, /*skip_special=*/true);
+            (void)(*tokenizer)->EncodeWithOffsets(kText);
           }};
 }
 
