@@ -377,4 +377,17 @@ absl::StatusOr<std::vector<int64_t>> GgufFile::Ints(absl::string_view key) const
   return all;
 }
 
+absl::StatusOr<std::vector<double>> GgufFile::Numbers(absl::string_view key) const {
+  std::vector<double> all;
+  const GgufValue* value = Find(key);
+  if (value == nullptr) return all;
+  if (value->type != GgufType::kArray || value->element != GgufType::kF32) {
+    return Broken(
+        absl::StrCat("\"", Shown(key), "\" is not an array of 32-bit floating-point numbers"));
+  }
+  all.reserve(value->count);
+  for (uint64_t i = 0; i < value->count; ++i) all.push_back(Load<float>(value->bytes, i));
+  return all;
+}
+
 }  // namespace stillhouse

@@ -82,6 +82,7 @@ class GgufFile {
   absl::StatusOr<std::optional<absl::string_view>> String(absl::string_view key) const;
   absl::StatusOr<std::vector<absl::string_view>> Strings(absl::string_view key) const;  // or empty
   absl::StatusOr<std::vector<int64_t>> Ints(absl::string_view key) const;               // or empty
+  absl::StatusOr<std::vector<double>> Numbers(absl::string_view key) const;             // or empty
 
  private:
   GgufFile() = default;
