@@ -97,6 +97,12 @@ class Bench:
         return command
 
     @staticmethod
+    def check(command):
+        """Runs a command that prints nothing."""
+        if subprocess.run(command, check=False).returncode != 0:
+            sys.exit(f"bench: failed: {' '.join(command)}")
+
+    @staticmethod
     def run(command, limit=None, open_files=None):
         def prepare():
             if limit is not None:
@@ -158,6 +164,17 @@ def speed(result):
 
 def median(values):
     return statistics.median(values)
+
+
+def medians(rounds, runs):
+    """{name: median of what runs[name](round) gives}, the runs taking turns."""
+    values = {name: [] for name in runs}
+    for number in range(rounds):
+        for name, run in runs.items():
+            values[name].append(run(number))
+    for name, all_values in values.items():
+        print(f"bench:   {name}: {', '.join(f'{v:.4g}' for v in all_values)}", file=sys.stderr, flush=True)
+    return {name: median(all_values) for name, all_values in values.items()}
 
 
 def row(name, value, unit, against=None, baseline=None, command=""):

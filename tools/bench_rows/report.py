@@ -19,6 +19,7 @@ AIMS = {
     "cold_vs_lmdb_norda_mb_per_s": ("ratio", ">=", 3),
     "open_100k_chunks_s": ("value", "<", 2),
     "client_read_mb_per_s": ("ratio", ">=", 0.5),
+    "tokenize_mb_per_s": ("ratio", ">=", 5),
 }
 
 

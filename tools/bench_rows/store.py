@@ -5,21 +5,10 @@ import subprocess
 import sys
 import time
 
-from bench_rows.machine import MemoryLimit, drop_pages, median, row, speed, warm_pages
+from bench_rows.machine import MemoryLimit, drop_pages, medians, row, speed, warm_pages
 
 RECORD = 768 << 10  # 2,048 tokens of top-64
 MEMMAP = pathlib.Path(__file__).resolve().parent / "memmap.py"
-
-
-def _medians(rounds, runs):
-    """{name: median of what runs[name](round) gives}, the runs taking turns."""
-    values = {name: [] for name in runs}
-    for number in range(rounds):
-        for name, run in runs.items():
-            values[name].append(run(number))
-    for name, all_values in values.items():
-        print(f"bench:   {name}: {', '.join(f'{v:.4g}' for v in all_values)}", file=sys.stderr, flush=True)
-    return {name: median(all_values) for name, all_values in values.items()}
 
 
 def _memmap(bench, path, records, count, seed, limit=None):
@@ -52,7 +41,7 @@ def write_rows(bench):
             flat.unlink()
             return result
 
-        value = _medians(bench.rounds(5), {name: ours, "flat": theirs})
+        value = medians(bench.rounds(5), {name: ours, "flat": theirs})
         command = bench.show(bench.store_command("ingest-cache", dir="DIR", **data))
         rows.append(row(name, value[name], "MB/s", against, value["flat"], command))
     return rows
@@ -72,7 +61,7 @@ def warm_rows(bench):
         warm_pages(bench.data / name)
     name = "read_shuffled_warm_mb_per_s"
     data = {"records": records, "record_bytes": RECORD, "count": records}
-    value = _medians(bench.rounds(7), {
+    value = medians(bench.rounds(7), {
         name: lambda seed: speed(bench.store("read-cache", dir=bench.data / "cache", seed=seed, **data)),
         "np.memmap": lambda seed: _memmap(bench, bench.data / "flat", records, records, seed),
         "lmdb": lambda seed: speed(bench.store("read-lmdb", dir=bench.data / "lmdb", seed=seed, **data)),
@@ -111,7 +100,7 @@ def cold_rows(bench):
 
     name = "read_shuffled_cold_mb_per_s"
     try:
-        value = _medians(bench.rounds(3), {
+        value = medians(bench.rounds(3), {
             name: cold("cache", ours),
             "np.memmap": cold("flat", memmap),
             "lmdb": cold("lmdb", lmdb()),
@@ -141,7 +130,7 @@ def open_rows(bench):
         return max(opened["read_only_seconds"], opened["writable_seconds"])
 
     name = "open_100k_chunks_s"
-    value = _medians(bench.rounds(5), {name: seconds})
+    value = medians(bench.rounds(5), {name: seconds})
     command = bench.show(bench.store_command("open-cache", dir="DIR", **data))
     return [row(name, value[name], "s", None, None, f"ulimit -n 1024; {command}")]
 
@@ -178,7 +167,7 @@ def client_rows(bench):
                 server.terminate()
 
     name = "client_read_mb_per_s"
-    value = _medians(bench.rounds(5), {name: client, "in process": in_process})
+    value = medians(bench.rounds(5), {name: client, "in process": in_process})
     command = bench.show(bench.store_command("read-client", address="ADDRESS", count=records, **data))
     return [row(name, value[name], "MB/s", "the same read in process, into memory of its own",
                 value["in process"], command)]
