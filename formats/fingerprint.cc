@@ -70,6 +70,25 @@ absl::StatusOr<Digest> HashTensors(const Weights& weights) {
   return all.Finish();
 }
 
+// RoPE scaling and sliding windows, each only where there is one: models without have the
+// fingerprints that they had before either was read. Biases and norms show in the tensors' names.
+void AddVariants(const ModelConfig& config, Sha256& hash) {
+  const RopeScaling& rope = config.rope;
+  if (rope.kind != RopeScaling::Kind::kDefault) {
+    hash.AddField("rope scaling").AddField(RopeKindName(rope.kind));
+    hash.AddU64(static_cast<uint64_t>(rope.original_positions)).AddU64(rope.truncate ? 1 : 0);
+    for (const double number : {rope.factor, rope.attention_factor, rope.beta_fast, rope.beta_slow,
+                                rope.low_freq_factor, rope.high_freq_factor}) {
+      hash.AddRaw(&number, sizeof(number));
+    }
+  }
+  if (config.sliding_window == 0) return;
+  hash.AddField("sliding window").AddU64(static_cast<uint64_t>(config.layers));
+  for (int64_t layer = 0; layer < config.layers; ++layer) {
+    hash.AddU64(static_cast<uint64_t>(config.WindowOf(layer)));
+  }
+}
+
 // What config.json says about the function computed, whatever its dialect. Token ids and the dtype
 // that a loader would choose are no part of it; the tensors' own dtypes are.
 void AddArchitecture(const ModelConfig& config, Sha256& hash) {
@@ -81,6 +100,7 @@ void AddArchitecture(const ModelConfig& config, Sha256& hash) {
   }
   hash.AddRaw(&config.rope_theta, sizeof(double)).AddRaw(&config.rms_norm_eps, sizeof(double));
   hash.AddU64(config.tie_embeddings ? 1 : 0);
+  AddVariants(config, hash);
 }
 
 // The memo of these files: its name, and what must stand in it for it to count.

@@ -1,4 +1,4 @@
-// A Llama model in a GGUF file: its config and its weights by their Hugging Face names.
+// A model in a GGUF file: its config and its weights by their Hugging Face names.
 #pragma once
 
 #include <memory>
@@ -9,6 +9,9 @@
 #include "formats/weights.h"
 
 namespace stillhouse {
+
+// A tensor that is no parameter: what each rotary frequency is divided by.
+inline constexpr char kRopeDivisors[] = "rope_freqs.weight";
 
 // InvalidArgument or Unimplemented, naming the key, for what is missing or what we lack.
 absl::StatusOr<ModelConfig> GgufModelConfig(const GgufFile& file);

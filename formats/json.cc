@@ -85,6 +85,10 @@ const Json* JsonFields::Find(absl::string_view key) const {
   return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
+bool JsonFields::Has(absl::string_view key) const {
+  return object_.is_object() && object_.contains(std::string(key));
+}
+
 absl::Status JsonFields::WrongType(absl::string_view key, absl::string_view wanted) const {
   return absl::InvalidArgumentError(absl::StrCat(path_, ": `", key, "` must be ", wanted));
 }

@@ -36,6 +36,7 @@ class JsonFields {
   absl::StatusOr<std::optional<std::string>> String(absl::string_view key) const;
   absl::StatusOr<std::string> RequiredString(absl::string_view key) const;
   const Json* Find(absl::string_view key) const;  // null where missing or null
+  bool Has(absl::string_view key) const;          // also where it is null
   absl::Status WrongType(absl::string_view key, absl::string_view wanted) const;
 
  private:

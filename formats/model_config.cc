@@ -1,11 +1,11 @@
 #include "formats/model_config.h"
 
-#include <array>
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "common/status.h"
-#include "formats/json.h"
 
 namespace stillhouse {
 namespace {
@@ -18,6 +18,8 @@ constexpr int64_t kLayersMax = 1 << 11;
 constexpr int64_t kHeadsMax = 1 << 13;
 constexpr int64_t kHeadDimMax = 1 << 13;
 constexpr int64_t kPositionsMax = 1 << 30;
+constexpr int64_t kParametersMax = int64_t{1} << 39;  // a terabyte of bfloat16
+constexpr double kScaleMax = 1e6;                     // of any number that scales RoPE
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t max) {
   if (value >= 1 && value <= max) return absl::OkStatus();
@@ -32,104 +34,109 @@ absl::Status CheckTokenId(absl::string_view field, const std::optional<int64_t>&
       absl::StrCat(field, " is ", *id, ", outside the vocabulary of ", vocab_size));
 }
 
-// A token id: a number, a list whose first counts, or nothing. Llama 1 wrote -1 for "none".
-absl::StatusOr<std::optional<int64_t>> TokenId(const JsonFields& fields, absl::string_view key,
-                                               absl::string_view path) {
-  const Json* value = fields.Find(key);
-  if (value == nullptr) return std::optional<int64_t>();
-  if (value->is_array()) {
-    if (value->empty()) return std::optional<int64_t>();
-    if (!value->front().is_number_integer()) return fields.WrongType(key, "an integer or a list");
-    return std::optional<int64_t>(value->front().get<int64_t>());
-  }
-  SH_ASSIGN_OR_RETURN(std::optional<int64_t> id, fields.Int(key));
-  if (id.has_value() && *id < 0) id.reset();
-  return id;
+absl::Status CheckScale(absl::string_view field, double value, double min) {
+  if (value >= min && value > 0 && value <= kScaleMax) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("RoPE's ", field, " is ", value, "; it must be from ", min, " to ", kScaleMax));
 }
 
-// RoPE in both dialects: `rope_theta` + `rope_scaling` {type | rope_type}, or `rope_parameters`.
-absl::Status ReadRope(const JsonFields& fields, absl::string_view path, ModelConfig& config) {
-  SH_ASSIGN_OR_RETURN(std::optional<double> theta, fields.Number("rope_theta"));
-  for (const absl::string_view key : {"rope_scaling", "rope_parameters"}) {
-    const Json* rope = fields.Find(key);
-    if (rope == nullptr) continue;
-    if (!rope->is_object()) return fields.WrongType(key, "an object");
-    const JsonFields inner(*rope, path);
-    SH_ASSIGN_OR_RETURN(std::optional<std::string> kind, inner.String("rope_type"));
-    if (!kind.has_value()) {
-      SH_ASSIGN_OR_RETURN(kind, inner.String("type"));
-    }
-    if (kind.value_or("default") != "default") {
-      return absl::UnimplementedError(absl::StrCat(path, ": RoPE kind \"", *kind, "\" (`", key,
-                                                   "`) is not implemented, only \"default\""));
-    }
-    SH_ASSIGN_OR_RETURN(const std::optional<double> partial, inner.Number("partial_rotary_factor"));
-    if (partial.value_or(1.0) != 1.0) {
-      return absl::UnimplementedError(
-          absl::StrCat(path, ": partial_rotary_factor ", *partial, " is not implemented"));
-    }
-    SH_ASSIGN_OR_RETURN(const std::optional<double> inner_theta, inner.Number("rope_theta"));
-    if (theta.has_value() && inner_theta.has_value() && *theta != *inner_theta) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ": rope_theta is ", *theta, " and in `", key, "` ", *inner_theta));
-    }
-    if (inner_theta.has_value()) theta = inner_theta;
+absl::Status CheckRope(const ModelConfig& config) {
+  using Kind = RopeScaling::Kind;
+  const RopeScaling& rope = config.rope;
+  if (!std::isfinite(config.rope_theta) || config.rope_theta <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat("rope_theta is ", config.rope_theta));
   }
-  config.rope_theta = theta.value_or(10000.0);
-  return absl::OkStatus();
+  if (rope.kind == Kind::kDefault) return absl::OkStatus();
+  SH_RETURN_IF_ERROR(CheckScale("factor", rope.factor, 1));
+  if (rope.kind == Kind::kDynamic && config.head_dim <= 2) {
+    return absl::InvalidArgumentError("dynamic RoPE needs a head_dim above 2");
+  }
+  if (rope.kind == Kind::kLinear || rope.kind == Kind::kDynamic) return absl::OkStatus();
+  SH_RETURN_IF_ERROR(
+      CheckRange("original_max_position_embeddings", rope.original_positions, kPositionsMax));
+  if (rope.kind == Kind::kLlama3) {
+    SH_RETURN_IF_ERROR(CheckScale("low_freq_factor", rope.low_freq_factor, 0));
+    SH_RETURN_IF_ERROR(CheckScale("high_freq_factor", rope.high_freq_factor, 0));
+    if (rope.high_freq_factor > rope.low_freq_factor) return absl::OkStatus();
+    return absl::InvalidArgumentError("RoPE's high_freq_factor must be above its low_freq_factor");
+  }
+  SH_RETURN_IF_ERROR(CheckScale("attention_factor", rope.attention_factor, 0));
+  SH_RETURN_IF_ERROR(CheckScale("beta_fast", rope.beta_fast, 0));
+  SH_RETURN_IF_ERROR(CheckScale("beta_slow", rope.beta_slow, 0));
+  if (config.rope_theta <= 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rope_theta is ", config.rope_theta, "; YaRN needs one above 1"));
+  }
+  if (rope.beta_fast > rope.beta_slow) return absl::OkStatus();
+  return absl::InvalidArgumentError("RoPE's beta_fast must be above its beta_slow");
 }
 
-// What a Llama checkpoint may say that our decoder would compute differently.
-absl::Status RefuseVariants(const JsonFields& fields, absl::string_view path) {
-  SH_ASSIGN_OR_RETURN(const std::optional<std::string> type, fields.String("model_type"));
-  if (!type.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": `model_type` is missing"));
+absl::Status CheckWindow(const ModelConfig& config) {
+  if (config.sliding_window < 0 || config.sliding_window > kPositionsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("sliding_window is ", config.sliding_window));
   }
-  if (*type != "llama") {
+  const std::vector<bool>& slides = config.sliding_layers;
+  const auto sliding = std::count(slides.begin(), slides.end(), true);
+  const bool mixed = sliding > 0 && sliding < static_cast<int64_t>(slides.size());
+  if (slides.empty() || (config.sliding_window > 0 && mixed &&
+                         static_cast<int64_t>(slides.size()) == config.layers)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("the kinds of ", slides.size(), " layers do not fit a model of ", config.layers,
+                   " layers with a window of ", config.sliding_window));
+}
+
+// What a model of this name has in `transformers`: a checkpoint with anything else could be
+// computed, but not written so that others open it.
+absl::Status CheckArchitecture(const ModelConfig& config) {
+  const std::string& name = config.architecture;
+  const auto lacks = [&](absl::string_view what) {
     return absl::UnimplementedError(
-        absl::StrCat(path, ": architecture \"", *type, "\" is not implemented, only \"llama\""));
-  }
-  SH_ASSIGN_OR_RETURN(const std::optional<std::string> activation, fields.String("hidden_act"));
-  if (activation.value_or("silu") != "silu") {
-    return absl::UnimplementedError(
-        absl::StrCat(path, ": hidden_act \"", *activation, "\" is not implemented, only \"silu\""));
-  }
-  for (const absl::string_view key : {"attention_bias", "mlp_bias"}) {
-    SH_ASSIGN_OR_RETURN(const std::optional<bool> bias, fields.Bool(key));
-    if (bias.value_or(false)) {
-      return absl::UnimplementedError(absl::StrCat(path, ": `", key, "` is not implemented"));
-    }
-  }
-  if (fields.Find("quantization_config") != nullptr) {
+        absl::StrCat("architecture \"", name, "\" with ", what, " is not implemented"));
+  };
+  const bool qwen2 = name == "qwen2", qwen3 = name == "qwen3", mistral = name == "mistral";
+  const bool llama = name == "llama";
+  if (!llama && !qwen2 && !qwen3 && !mistral) {
     return absl::UnimplementedError(absl::StrCat(
-        path, ": quantised checkpoints (`quantization_config`) are not implemented; use GGUF"));
+        "architecture \"", name,
+        "\" is not implemented, only \"llama\", \"qwen2\", \"qwen3\" and \"mistral\""));
   }
+  if (config.qk_norm != qwen3) return lacks(qwen3 ? "no q and k norms" : "q and k norms");
+  if (config.mlp_bias && !llama) return lacks("biases in its feed-forward layers");
+  if (qwen2 && (!config.qkv_bias || config.output_bias)) {
+    return lacks("other biases than those of q, k and v");
+  }
+  if ((llama || qwen3) && config.qkv_bias != config.output_bias) {
+    return lacks("biases in some of its attention projections only");
+  }
+  if (mistral && (config.qkv_bias || config.output_bias)) return lacks("biases");
+  if (mistral && !config.sliding_layers.empty()) return lacks("a window in some layers only");
+  if (llama && config.sliding_window > 0) return lacks("a sliding window");
   return absl::OkStatus();
-}
-
-absl::Status ReadDtype(const JsonFields& fields, absl::string_view path, ModelConfig& config) {
-  SH_ASSIGN_OR_RETURN(std::optional<std::string> dtype, fields.String("dtype"));
-  if (!dtype.has_value()) {
-    SH_ASSIGN_OR_RETURN(dtype, fields.String("torch_dtype"));
-  }
-  if (!dtype.has_value()) return absl::OkStatus();
-  for (const absl::string_view known : {"float32", "bfloat16", "float16"}) {
-    if (*dtype == known) {
-      config.dtype = *dtype;
-      return absl::OkStatus();
-    }
-  }
-  return absl::UnimplementedError(absl::StrCat(
-      path, ": dtype \"", *dtype, "\" is not implemented, only float32, bfloat16 and float16"));
 }
 
 }  // namespace
 
-absl::Status ModelConfig::Validate() const {
-  if (architecture != "llama") {
-    return absl::UnimplementedError(
-        absl::StrCat("architecture \"", architecture, "\" is not implemented, only \"llama\""));
+absl::string_view RopeKindName(RopeScaling::Kind kind) {
+  switch (kind) {
+    case RopeScaling::Kind::kDefault:
+      return "default";
+    case RopeScaling::Kind::kLinear:
+      return "linear";
+    case RopeScaling::Kind::kDynamic:
+      return "dynamic";
+    case RopeScaling::Kind::kYarn:
+      return "yarn";
+    case RopeScaling::Kind::kLlama3:
+      return "llama3";
   }
+  SH_CHECK(false, "no such RoPE kind");
+  return "";
+}
+
+absl::Status ModelConfig::Validate() const {
+  SH_RETURN_IF_ERROR(CheckArchitecture(*this));
   SH_RETURN_IF_ERROR(CheckRange("vocab_size", vocab_size, kVocabularyMax));
   SH_RETURN_IF_ERROR(CheckRange("hidden_size", hidden_size, kWidthMax));
   SH_RETURN_IF_ERROR(CheckRange("intermediate_size", intermediate_size, kWidthMax));
@@ -138,6 +145,11 @@ absl::Status ModelConfig::Validate() const {
   SH_RETURN_IF_ERROR(CheckRange("num_key_value_heads", kv_heads, kHeadsMax));
   SH_RETURN_IF_ERROR(CheckRange("head_dim", head_dim, kHeadDimMax));
   SH_RETURN_IF_ERROR(CheckRange("max_position_embeddings", max_positions, kPositionsMax));
+  if (ParameterCount() > kParametersMax) {
+    return absl::InvalidArgumentError(absl::StrCat("the sizes ask for ", ParameterCount(),
+                                                   " parameters; at most ", kParametersMax,
+                                                   " are possible"));
+  }
   if (heads % kv_heads != 0) {
     return absl::InvalidArgumentError(absl::StrCat("num_attention_heads (", heads,
                                                    ") must be a multiple of num_key_value_heads (",
@@ -147,32 +159,44 @@ absl::Status ModelConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("head_dim is ", head_dim, "; rotary embeddings need an even number"));
   }
-  if (!std::isfinite(rope_theta) || rope_theta <= 0) {
-    return absl::InvalidArgumentError(absl::StrCat("rope_theta is ", rope_theta));
-  }
+  SH_RETURN_IF_ERROR(CheckRope(*this));
+  SH_RETURN_IF_ERROR(CheckWindow(*this));
   if (!std::isfinite(rms_norm_eps) || rms_norm_eps <= 0 || rms_norm_eps >= 1) {
     return absl::InvalidArgumentError(absl::StrCat("rms_norm_eps is ", rms_norm_eps));
   }
   SH_RETURN_IF_ERROR(CheckTokenId("bos_token_id", bos_id, vocab_size));
   SH_RETURN_IF_ERROR(CheckTokenId("eos_token_id", eos_id, vocab_size));
+  for (const int64_t id : more_eos_ids) {
+    SH_RETURN_IF_ERROR(CheckTokenId("eos_token_id", id, vocab_size));
+  }
   return CheckTokenId("pad_token_id", pad_id, vocab_size);
 }
 
+bool ModelConfig::Parameter::IsBias() const { return absl::EndsWith(name, ".bias"); }
+
 std::vector<ModelConfig::Parameter> ModelConfig::Parameters() const {
   std::vector<Parameter> all;
-  all.reserve(static_cast<size_t>(layers) * 9 + 3);
+  all.reserve(static_cast<size_t>(layers) * 18 + 3);
   all.push_back({"model.embed_tokens.weight", {vocab_size, hidden_size}});
   const int64_t q = heads * head_dim;
   const int64_t kv = kv_heads * head_dim;
   for (int64_t i = 0; i < layers; ++i) {
     const std::string layer = absl::StrCat("model.layers.", i, ".");
-    all.push_back({layer + "self_attn.q_proj.weight", {q, hidden_size}});
-    all.push_back({layer + "self_attn.k_proj.weight", {kv, hidden_size}});
-    all.push_back({layer + "self_attn.v_proj.weight", {kv, hidden_size}});
-    all.push_back({layer + "self_attn.o_proj.weight", {hidden_size, q}});
-    all.push_back({layer + "mlp.gate_proj.weight", {intermediate_size, hidden_size}});
-    all.push_back({layer + "mlp.up_proj.weight", {intermediate_size, hidden_size}});
-    all.push_back({layer + "mlp.down_proj.weight", {hidden_size, intermediate_size}});
+    const auto add = [&](absl::string_view name, int64_t out, int64_t in, bool bias) {
+      all.push_back({absl::StrCat(layer, name, ".weight"), {out, in}});
+      if (bias) all.push_back({absl::StrCat(layer, name, ".bias"), {out}});
+    };
+    add("self_attn.q_proj", q, hidden_size, qkv_bias);
+    add("self_attn.k_proj", kv, hidden_size, qkv_bias);
+    add("self_attn.v_proj", kv, hidden_size, qkv_bias);
+    add("self_attn.o_proj", hidden_size, q, output_bias);
+    if (qk_norm) {
+      all.push_back({layer + "self_attn.q_norm.weight", {head_dim}});
+      all.push_back({layer + "self_attn.k_norm.weight", {head_dim}});
+    }
+    add("mlp.gate_proj", intermediate_size, hidden_size, mlp_bias);
+    add("mlp.up_proj", intermediate_size, hidden_size, mlp_bias);
+    add("mlp.down_proj", hidden_size, intermediate_size, mlp_bias);
     all.push_back({layer + "input_layernorm.weight", {hidden_size}});
     all.push_back({layer + "post_attention_layernorm.weight", {hidden_size}});
   }
@@ -184,95 +208,47 @@ std::vector<ModelConfig::Parameter> ModelConfig::Parameters() const {
 int64_t ModelConfig::ParameterCount() const {
   const int64_t q = heads * head_dim;
   const int64_t kv = kv_heads * head_dim;
-  const int64_t layer =
+  int64_t layer =
       hidden_size * (2 * q + 2 * kv) + 3 * hidden_size * intermediate_size + 2 * hidden_size;
+  if (qkv_bias) layer += q + 2 * kv;
+  if (output_bias) layer += hidden_size;
+  if (mlp_bias) layer += 2 * intermediate_size + hidden_size;
+  if (qk_norm) layer += 2 * head_dim;
   return vocab_size * hidden_size * (tie_embeddings ? 1 : 2) + layers * layer + hidden_size;
 }
 
-absl::StatusOr<ModelConfig> ParseConfigJson(absl::string_view json, absl::string_view path) {
-  SH_ASSIGN_OR_RETURN(const Json root, ParseJson(json, path));
-  if (!root.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
+int64_t ModelConfig::TokensMax() const {
+  double stretched = 0;
+  if (rope.kind == RopeScaling::Kind::kLinear || rope.kind == RopeScaling::Kind::kDynamic) {
+    stretched = static_cast<double>(max_positions) * rope.factor;
+  } else if (rope.kind == RopeScaling::Kind::kYarn) {
+    stretched = static_cast<double>(rope.original_positions) * rope.factor;
   }
-  const JsonFields fields(root, path);
-  SH_RETURN_IF_ERROR(RefuseVariants(fields, path));
-
-  ModelConfig config;
-  const std::array<std::pair<absl::string_view, int64_t*>, 5> required = {{
-      {"vocab_size", &config.vocab_size},
-      {"hidden_size", &config.hidden_size},
-      {"intermediate_size", &config.intermediate_size},
-      {"num_hidden_layers", &config.layers},
-      {"num_attention_heads", &config.heads},
-  }};
-  for (const auto& [key, target] : required) {
-    SH_ASSIGN_OR_RETURN(const std::optional<int64_t> value, fields.Int(key));
-    if (!value.has_value()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": `", key, "` is missing"));
-    }
-    *target = *value;
-  }
-  SH_ASSIGN_OR_RETURN(const std::optional<int64_t> kv_heads, fields.Int("num_key_value_heads"));
-  config.kv_heads = kv_heads.value_or(config.heads);
-  SH_ASSIGN_OR_RETURN(const std::optional<int64_t> head_dim, fields.Int("head_dim"));
-  if (!head_dim.has_value() && (config.heads <= 0 || config.hidden_size % config.heads != 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": hidden_size (", config.hidden_size,
-                                                   ") is not a multiple of num_attention_heads (",
-                                                   config.heads, ") and `head_dim` is missing"));
-  }
-  config.head_dim = head_dim.has_value() ? *head_dim : config.hidden_size / config.heads;
-  // Defaults below are those of transformers' LlamaConfig.
-  SH_ASSIGN_OR_RETURN(const std::optional<int64_t> positions,
-                      fields.Int("max_position_embeddings"));
-  config.max_positions = positions.value_or(2048);
-  SH_ASSIGN_OR_RETURN(const std::optional<double> eps, fields.Number("rms_norm_eps"));
-  config.rms_norm_eps = eps.value_or(1e-6);
-  SH_ASSIGN_OR_RETURN(const std::optional<bool> tied, fields.Bool("tie_word_embeddings"));
-  config.tie_embeddings = tied.value_or(false);
-  SH_RETURN_IF_ERROR(ReadRope(fields, path, config));
-  SH_RETURN_IF_ERROR(ReadDtype(fields, path, config));
-  SH_ASSIGN_OR_RETURN(config.bos_id, TokenId(fields, "bos_token_id", path));
-  SH_ASSIGN_OR_RETURN(config.eos_id, TokenId(fields, "eos_token_id", path));
-  SH_ASSIGN_OR_RETURN(config.pad_id, TokenId(fields, "pad_token_id", path));
-  SH_RETURN_IF_ERROR_AT(config.Validate(), path);
-  return config;
+  stretched = std::min(stretched, static_cast<double>(kPositionsMax));
+  return std::max(max_positions, static_cast<int64_t>(stretched));
 }
 
-std::string ConfigToJson(const ModelConfig& config) {
-  const auto id = [](const std::optional<int64_t>& value) {
-    return value.has_value() ? Json(*value) : Json(nullptr);
-  };
-  // Both dialects at once: transformers 4 reads rope_theta and torch_dtype, 5 rope_parameters and
-  // dtype; each passes over the other's keys.
-  const Json root = {
-      {"architectures", Json::array({"LlamaForCausalLM"})},
-      {"attention_bias", false},
-      {"attention_dropout", 0.0},
-      {"bos_token_id", id(config.bos_id)},
-      {"dtype", config.dtype},
-      {"eos_token_id", id(config.eos_id)},
-      {"head_dim", config.head_dim},
-      {"hidden_act", "silu"},
-      {"hidden_size", config.hidden_size},
-      {"initializer_range", 0.02},
-      {"intermediate_size", config.intermediate_size},
-      {"max_position_embeddings", config.max_positions},
-      {"mlp_bias", false},
-      {"model_type", config.architecture},
-      {"num_attention_heads", config.heads},
-      {"num_hidden_layers", config.layers},
-      {"num_key_value_heads", config.kv_heads},
-      {"pad_token_id", id(config.pad_id)},
-      {"pretraining_tp", 1},
-      {"rms_norm_eps", config.rms_norm_eps},
-      {"rope_parameters", {{"rope_theta", config.rope_theta}, {"rope_type", "default"}}},
-      {"rope_theta", config.rope_theta},
-      {"tie_word_embeddings", config.tie_embeddings},
-      {"torch_dtype", config.dtype},
-      {"use_cache", true},
-      {"vocab_size", config.vocab_size},
-  };
-  return root.dump(2) + "\n";
+int64_t ModelConfig::WindowOf(int64_t layer) const {
+  SH_CHECK(layer >= 0 && layer < layers, layer);
+  const bool slides = sliding_layers.empty() || sliding_layers[static_cast<size_t>(layer)];
+  return slides ? sliding_window : 0;
+}
+
+void ModelConfig::SetWindow(int64_t window, std::vector<bool> slides) {
+  SH_CHECK(window >= 0 && static_cast<int64_t>(slides.size()) == layers);
+  const auto sliding = static_cast<int64_t>(std::count(slides.begin(), slides.end(), true));
+  sliding_window = sliding > 0 ? window : 0;
+  const bool mixed = sliding_window > 0 && sliding < layers;
+  sliding_layers = mixed ? std::move(slides) : std::vector<bool>();
+}
+
+ModelConfig ModelConfig::WithLayers(absl::Span<const int64_t> kept) const {
+  ModelConfig shallow = *this;
+  shallow.layers = static_cast<int64_t>(kept.size());
+  std::vector<bool> slides;
+  for (const int64_t layer : kept) slides.push_back(WindowOf(layer) > 0);
+  shallow.SetWindow(sliding_window, std::move(slides));
+  return shallow;
 }
 
 }  // namespace stillhouse

@@ -190,11 +190,30 @@ absl::StatusOr<std::shared_ptr<const Weights>> OpenFolderWeights(const std::stri
   }
   for (const auto& [name, shard] : where) {
     if (MayBeIgnored(name, config)) continue;
-    return absl::UnimplementedError(
-        absl::StrCat(shard->path(), ": tensor \"", name.substr(0, 80),
-                     "\" is not part of a plain Llama model; what it does is not implemented"));
+    return absl::UnimplementedError(absl::StrCat(
+        shard->path(), ": tensor \"", name.substr(0, 80), "\" is not part of a ",
+        config.architecture, " model as its config describes it; what it does is not implemented"));
   }
   return std::shared_ptr<const Weights>(std::move(weights));
+}
+
+// Instruct models name there the ids that end an answer, beside the one of config.json.
+absl::Status ReadGenerationConfig(const std::string& folder, ModelConfig& config) {
+  const std::string path = JoinPath(folder, "generation_config.json");
+  if (!PathExists(path) || !config.eos_id.has_value()) return absl::OkStatus();
+  SH_ASSIGN_OR_RETURN(const Json json, ReadJsonFile(path, kConfigBytesMax));
+  const JsonFields fields(json, path);
+  const Json* ends = fields.Find("eos_token_id");
+  if (ends == nullptr) return absl::OkStatus();
+  for (const Json& end : ends->is_array() ? *ends : Json::array({*ends})) {
+    if (!end.is_number_integer()) return fields.WrongType("eos_token_id", "an integer or a list");
+    const auto id = end.get<int64_t>();
+    std::vector<int64_t>& more = config.more_eos_ids;
+    if (id != *config.eos_id && std::find(more.begin(), more.end(), id) == more.end()) {
+      more.push_back(id);
+    }
+  }
+  return Annotate(config.Validate(), path);
 }
 
 absl::StatusOr<std::shared_ptr<const Tokenizer>> OpenFolderTokenizer(const std::string& folder,
@@ -246,6 +265,7 @@ absl::StatusOr<ModelFiles> OpenModelFiles(const std::string& path) {
     if (!PathExists(config_path)) return NoConfig(path);
     SH_ASSIGN_OR_RETURN(const std::string config, ReadFile(config_path, kConfigBytesMax));
     SH_ASSIGN_OR_RETURN(model.config, ParseConfigJson(config, config_path));
+    SH_RETURN_IF_ERROR(ReadGenerationConfig(path, model.config));
     SH_ASSIGN_OR_RETURN(model.weights, OpenFolderWeights(path, model.config));
     SH_ASSIGN_OR_RETURN(model.tokenizer, OpenFolderTokenizer(path, &model.config));
   } else {

@@ -19,7 +19,11 @@ namespace {
 std::string GenerationConfigJson(const ModelConfig& config) {
   Json root = {{"_from_model_config", true}};
   if (config.bos_id.has_value()) root["bos_token_id"] = *config.bos_id;
-  if (config.eos_id.has_value()) root["eos_token_id"] = *config.eos_id;
+  if (config.eos_id.has_value()) {
+    std::vector<int64_t> ends = {*config.eos_id};
+    ends.insert(ends.end(), config.more_eos_ids.begin(), config.more_eos_ids.end());
+    root["eos_token_id"] = ends.size() == 1 ? Json(ends.front()) : Json(ends);
+  }
   if (config.pad_id.has_value()) root["pad_token_id"] = *config.pad_id;
   return root.dump(2) + "\n";
 }

@@ -1,7 +1,6 @@
 #include "model/decoder.h"
 
 #include <map>
-#include <numeric>
 #include <utility>
 
 #include "ATen/ops/cat.h"
@@ -12,6 +11,7 @@
 #include "common/status.h"
 #include "model/decoder_layer.h"
 #include "model/ops.h"
+#include "model/rotary.h"
 #include "model/torch_status.h"
 
 namespace stillhouse {
@@ -21,10 +21,12 @@ constexpr char kEmbedding[] = "model.embed_tokens.weight";
 constexpr char kFinalNorm[] = "model.norm.weight";
 constexpr char kHead[] = "lm_head.weight";
 
-// The fields of a layer with the names that follow "model.layers.<i>.".
+// The fields of a layer with the names that follow "model.layers.<i>.". Biases and head norms are
+// there where the config's parameters name them, the others always.
 struct LayerField {
   absl::string_view name;
   at::Tensor LayerWeights::*tensor;
+  bool always = true;
 };
 constexpr LayerField kLayerFields[] = {
     {"input_layernorm.weight", &LayerWeights::input_norm},
@@ -36,9 +38,18 @@ constexpr LayerField kLayerFields[] = {
     {"mlp.gate_proj.weight", &LayerWeights::gate},
     {"mlp.up_proj.weight", &LayerWeights::up},
     {"mlp.down_proj.weight", &LayerWeights::down},
+    {"self_attn.q_proj.bias", &LayerWeights::q_bias, false},
+    {"self_attn.k_proj.bias", &LayerWeights::k_bias, false},
+    {"self_attn.v_proj.bias", &LayerWeights::v_bias, false},
+    {"self_attn.o_proj.bias", &LayerWeights::o_bias, false},
+    {"self_attn.q_norm.weight", &LayerWeights::q_norm, false},
+    {"self_attn.k_norm.weight", &LayerWeights::k_norm, false},
+    {"mlp.gate_proj.bias", &LayerWeights::gate_bias, false},
+    {"mlp.up_proj.bias", &LayerWeights::up_bias, false},
+    {"mlp.down_proj.bias", &LayerWeights::down_bias, false},
 };
 
-// Where each parameter of `weights.config` lives in `weights`.
+// Where each parameter that `weights.config` may have lives in `weights`.
 std::map<std::string, at::Tensor*> Places(DecoderWeights& weights) {
   std::map<std::string, at::Tensor*> places = {{kEmbedding, &weights.embedding},
                                                {kFinalNorm, &weights.final_norm}};
@@ -73,11 +84,18 @@ absl::Status CheckBatch(const ModelConfig& config, const DecoderBatch& batch) {
   if (batch.ids.dim() != 1 || batch.ids.scalar_type() != at::kLong) {
     return absl::InvalidArgumentError("a batch's ids must be one row of 64-bit integers");
   }
+  const std::vector<int64_t>& real = batch.real_lengths;
+  bool fits = real.empty() || real.size() == batch.lengths.size();
+  for (size_t i = 0; fits && i < real.size(); ++i)
+    fits = real[i] >= 1 && real[i] <= batch.lengths[i];
+  if (!fits) {
+    return absl::InvalidArgumentError("a batch's real lengths must be 1 to its lengths");
+  }
   int64_t sum = 0;
   for (const int64_t length : batch.lengths) {
-    if (length < 1 || length > config.max_positions) {
+    if (length < 1 || length > config.TokensMax()) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "a document of ", length, " tokens; this model takes 1 to ", config.max_positions));
+          "a document of ", length, " tokens; this model takes 1 to ", config.TokensMax()));
     }
     sum += length;
   }
@@ -113,44 +131,32 @@ std::vector<Run> RunsOf(const std::vector<int64_t>& lengths) {
 }
 
 at::Tensor AttendRuns(const std::vector<Run>& runs, const at::Tensor& q, const at::Tensor& k,
-                      const at::Tensor& v) {
-  if (runs.size() == 1) return AttendDocuments(q, k, v, runs[0].documents);
+                      const at::Tensor& v, int64_t window) {
+  if (runs.size() == 1) return AttendDocuments(q, k, v, runs[0].documents, window);
   std::vector<at::Tensor> parts;
   parts.reserve(runs.size());
   for (const Run& run : runs) {
     const int64_t rows = run.documents * run.length;
     parts.push_back(AttendDocuments(q.narrow(0, run.begin, rows), k.narrow(0, run.begin, rows),
-                                    v.narrow(0, run.begin, rows), run.documents));
+                                    v.narrow(0, run.begin, rows), run.documents, window));
   }
   return at::cat(parts);
-}
-
-at::Tensor Positions(const std::vector<int64_t>& lengths, int64_t tokens) {
-  at::Tensor position = at::empty({tokens}, at::TensorOptions().dtype(at::kInt));
-  int32_t* next = position.mutable_data_ptr<int32_t>();
-  for (const int64_t length : lengths) {
-    std::iota(next, next + length, 0);
-    next += length;
-  }
-  return position;
 }
 
 at::Tensor Forward(const DecoderWeights& weights, const DecoderBatch& batch, LayerHook hook) {
   const ModelConfig& config = weights.config;
   const std::vector<Run> runs = RunsOf(batch.lengths);
-  int64_t longest = 0;
-  for (const Run& run : runs) longest = std::max(longest, run.length);
-  const at::ScalarType dtype = weights.embedding.scalar_type();
-  const ops::RotaryTable table =
-      ops::MakeRotaryTable(config.rope_theta, config.head_dim, longest, dtype);
-  const at::Tensor position = Positions(batch.lengths, batch.ids.size(0));
+  const RotaryAngles angles = AnglesOf(
+      config, batch.lengths, batch.real_lengths.empty() ? batch.lengths : batch.real_lengths,
+      weights.embedding.scalar_type());
 
   at::Tensor x = at::embedding(weights.embedding, batch.ids);
   for (size_t i = 0; i < weights.layers.size(); ++i) {
+    const int64_t window = config.WindowOf(static_cast<int64_t>(i));
     const at::Tensor next =
-        RunLayer(weights.layers[i], config, table, position, x,
+        RunLayer(weights.layers[i], config, angles.table, angles.row, x,
                  [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-                   return AttendRuns(runs, q, k, v);
+                   return AttendRuns(runs, q, k, v, window);
                  });
     hook(static_cast<int64_t>(i), x, next);
     x = next;
@@ -191,8 +197,10 @@ absl::StatusOr<DecoderWeights> BindDecoder(
     *place->second = std::move(tensor);
   }
   if (config.tie_embeddings) weights.head = weights.embedding;
-  for (const auto& [name, place] : places) {
-    SH_CHECK(place->defined(), name, " is not among the parameters of its own config");
+  for (const LayerWeights& layer : weights.layers) {
+    for (const LayerField& field : kLayerFields) {
+      SH_CHECK(!field.always || (layer.*field.tensor).defined(), field.name);
+    }
   }
   return weights;
 }
@@ -226,7 +234,7 @@ absl::StatusOr<DecoderWeights> KeepLayers(const DecoderWeights& weights,
     last = layer;
   }
   if (kept.empty()) return absl::InvalidArgumentError("no layer is kept");
-  shallow.config.layers = static_cast<int64_t>(kept.size());
+  shallow.config = weights.config.WithLayers(kept);
   return shallow;
 }
 

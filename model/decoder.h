@@ -1,4 +1,4 @@
-// Decoder: the forward pass of a Llama-family language model on ATen, with or without autograd.
+// Decoder: the forward pass of Llama, Qwen2, Qwen3 and Mistral on ATen, with or without autograd.
 //
 // Owner: weights are plain tensors; whoever made them owns them (a student binds views of its flat
 // buffers). Threads: a forward pass reads the weights only, so several may run at once; inside,
@@ -6,9 +6,10 @@
 // library give the same bits; a document's bits also depend on the shape of the batch it lies in.
 //
 // Architecture: pre-norm decoder with RMSNorm (Zhang and Sennrich 2019), rotary positions (Su et
-// al. 2021, the half-split layout of Hugging Face), grouped-query attention (Ainslie et al. 2023)
-// and SwiGLU (Shazeer 2020). Rounding follows `transformers`: norms and rotary angles in fp32, then
-// cast.
+// al. 2021, the half-split layout of Hugging Face; rotary.h has its kinds), grouped-query attention
+// (Ainslie et al. 2023) and SwiGLU (Shazeer 2020); where the config says so, biases, an RMSNorm
+// over each head of q and k (Henry et al. 2020) and sliding windows (Beltagy et al. 2020). Rounding
+// follows `transformers`: norms and rotary angles in fp32, then cast.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,12 @@ struct LayerWeights {
   at::Tensor attention_norm;  // [H], the norm after attention
   at::Tensor gate, up;        // [I, H]
   at::Tensor down;            // [H, I]
+  // Undefined where the config has none.
+  at::Tensor q_bias, k_bias, v_bias;  // [Q·D], [K·D], [K·D]
+  at::Tensor o_bias;                  // [H]
+  at::Tensor gate_bias, up_bias;      // [I]
+  at::Tensor down_bias;               // [H]
+  at::Tensor q_norm, k_norm;          // [D]
 };
 
 struct DecoderWeights {
@@ -69,6 +76,9 @@ absl::StatusOr<DecoderWeights> KeepLayers(const DecoderWeights& weights,
 struct DecoderBatch {
   at::Tensor ids;                // [T] int64, each in [0, V)
   std::vector<int64_t> lengths;  // each >= 1; they sum to T
+  // Of each document without the padding at its end, by which dynamic RoPE turns it; empty: none is
+  // padded.
+  std::vector<int64_t> real_lengths = {};
 };
 
 // Called after each layer with its index and the residual stream before and after it, both [T, H].

@@ -1,8 +1,12 @@
 #include "model/matmul.h"
 
+#include <optional>
+
+#include "ATen/ops/addmm.h"
 #include "ATen/ops/linear.h"
 #include "ATen/ops/mm.h"
 #include "ATen/ops/scaled_dot_product_attention.h"
+#include "ATen/ops/sum.h"
 #include "torch/csrc/autograd/custom_function.h"
 
 namespace stillhouse::ops {
@@ -16,27 +20,43 @@ bool Widens(const at::Tensor& x) {
   return x.scalar_type() == at::kBFloat16 && x.is_cpu() && !HasBf16Products();
 }
 
-// The product in float32, rounded to bfloat16.
-at::Tensor WideProduct(const at::Tensor& a, const at::Tensor& b) {
-  return at::mm(a.to(at::kFloat), b.to(at::kFloat)).to(at::kBFloat16);
+// The product, plus `bias` where it is defined, in float32, rounded to bfloat16.
+at::Tensor WideProduct(const at::Tensor& a, const at::Tensor& b, const at::Tensor& bias = {}) {
+  const at::Tensor wide_a = a.to(at::kFloat), wide_b = b.to(at::kFloat);
+  const at::Tensor sum =
+      bias.defined() ? at::addmm(bias.to(at::kFloat), wide_a, wide_b) : at::mm(wide_a, wide_b);
+  return sum.to(at::kBFloat16);
 }
 
 // Keeps bfloat16 for the backward pass, half of what autograd would keep of the widened operands.
 struct WideLinear : Function<WideLinear> {
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& w) {
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& w,
+                            const at::Tensor& bias) {
     context->save_for_backward({x, w});
-    return WideProduct(x, w.t());
+    return WideProduct(x, w.t(), bias);
   }
   static tensor_list backward(AutogradContext* context, tensor_list grads) {
     const auto saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], &w = saved[1];
     const at::Tensor dy = grads[0].to(at::kFloat);
-    tensor_list out(2);
+    tensor_list out(3);
     if (context->needs_input_grad(0)) out[0] = at::mm(dy, w.to(at::kFloat)).to(at::kBFloat16);
     if (context->needs_input_grad(1)) out[1] = at::mm(dy.t(), x.to(at::kFloat)).to(at::kBFloat16);
+    if (context->needs_input_grad(2)) out[2] = dy.sum(0).to(at::kBFloat16);
     return out;
   }
 };
+
+at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                  const std::optional<at::Tensor>& mask, bool causal) {
+  if (!Widens(q)) {
+    return at::scaled_dot_product_attention(q, k, v, mask, /*dropout_p=*/0.0, causal);
+  }
+  return at::scaled_dot_product_attention(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat),
+                                          mask,
+                                          /*dropout_p=*/0.0, causal)
+      .to(at::kBFloat16);
+}
 
 }  // namespace
 
@@ -51,10 +71,14 @@ bool HasBf16Products() {
 #endif
 }
 
-at::Tensor Linear(const at::Tensor& x, const at::Tensor& w) {
-  if (!Widens(x)) return at::linear(x, w);
-  const bool graph = at::GradMode::is_enabled() && (x.requires_grad() || w.requires_grad());
-  return graph ? WideLinear::apply(x, w) : WideProduct(x, w.t());
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
+  if (!Widens(x)) {
+    return at::linear(x, w, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
+  }
+  const bool trains =
+      x.requires_grad() || w.requires_grad() || (bias.defined() && bias.requires_grad());
+  return at::GradMode::is_enabled() && trains ? WideLinear::apply(x, w, bias)
+                                              : WideProduct(x, w.t(), bias);
 }
 
 void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
@@ -66,12 +90,12 @@ void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
 }
 
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
-  if (!Widens(q)) {
-    return at::scaled_dot_product_attention(q, k, v, /*attn_mask=*/{}, /*dropout_p=*/0.0, causal);
-  }
-  return at::scaled_dot_product_attention(q.to(at::kFloat), k.to(at::kFloat), v.to(at::kFloat),
-                                          /*attn_mask=*/{}, /*dropout_p=*/0.0, causal)
-      .to(at::kBFloat16);
+  return Attend(q, k, v, /*mask=*/{}, causal);
+}
+
+at::Tensor MaskedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& mask) {
+  return Attend(q, k, v, mask, /*causal=*/false);
 }
 
 }  // namespace stillhouse::ops

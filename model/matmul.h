@@ -16,13 +16,17 @@ namespace stillhouse::ops {
 // Does PyTorch have bfloat16 products of its own for this CPU?
 bool HasBf16Products();
 
-// x [T, K] times w [N, K] transposed, with gradients.
-at::Tensor Linear(const at::Tensor& x, const at::Tensor& w);
+// x [T, K] times w [N, K] transposed, with gradients; plus `bias` [N] where it is defined, before
+// the result is rounded.
+at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias = {});
 
 // out = a b, for two-dimensional tensors of one dtype; no gradients.
 void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
 
 // Scaled dot-product attention, with gradients: q, k, v are [documents, heads, tokens, size].
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal);
+// The same where `mask` [queries, keys] says which keys each query sees (bool, true: it does).
+at::Tensor MaskedAttention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                           const at::Tensor& mask);
 
 }  // namespace stillhouse::ops

@@ -2,11 +2,8 @@
 
 #include <type_traits>
 
-#include "ATen/ops/arange.h"
 #include "ATen/ops/empty.h"
 #include "ATen/ops/empty_like.h"
-#include "ATen/ops/outer.h"
-#include "ATen/ops/pow.h"
 #include "ATen/ops/sum.h"
 #include "model/kernels.h"
 #include "torch/csrc/autograd/custom_function.h"
@@ -142,17 +139,6 @@ at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   if (NeedsGraph(x, weight)) return NormFunction::apply(x, weight, eps);
   at::Tensor rstd;
   return NormForward(x, weight, eps, &rstd);
-}
-
-RotaryTable MakeRotaryTable(double theta, int64_t size, int64_t positions, at::ScalarType dtype) {
-  const auto fp32 = at::TensorOptions().dtype(at::kFloat);
-  // In fp32 throughout, operation by operation as `transformers`: at position 8,000 one unit in the
-  // last place of a frequency is already 5e-4 of an angle.
-  const at::Tensor exponent = at::arange(0, size, 2, fp32).div(static_cast<double>(size));
-  const at::Tensor frequency = at::pow(theta, exponent).reciprocal();
-  const at::Tensor angle = at::outer(at::arange(positions, fp32), frequency);
-  return {angle.cos().to(dtype).to(at::kFloat).contiguous(),
-          angle.sin().to(dtype).to(at::kFloat).contiguous()};
 }
 
 at::Tensor Rotate(const at::Tensor& x, const RotaryTable& table, const at::Tensor& position) {

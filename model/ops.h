@@ -12,12 +12,10 @@ namespace stillhouse::ops {
 // x [T, H], weight [H] of the same dtype → [T, H].
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
-// Angles of rotary positions 0..positions-1: cos and sin [positions, size/2] fp32, rounded to
-// `dtype` as `transformers` does.
+// Cosines and sines [rows, size/2] of rotary angles, fp32 (rotary.h makes them).
 struct RotaryTable {
   at::Tensor cos, sin;
 };
-RotaryTable MakeRotaryTable(double theta, int64_t size, int64_t positions, at::ScalarType dtype);
 // x [T, heads, size], position [T] int32, each below the table's length → the same shape.
 at::Tensor Rotate(const at::Tensor& x, const RotaryTable& table, const at::Tensor& position);
 

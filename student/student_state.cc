@@ -28,7 +28,7 @@ std::string TeacherName(const std::string& name, const std::vector<int64_t>& tea
 void DrawParameter(const ModelConfig::Parameter& parameter, uint64_t seed,
                    absl::Span<float> values) {
   if (parameter.shape.size() == 1) {
-    std::fill(values.begin(), values.end(), 1.0f);
+    std::fill(values.begin(), values.end(), parameter.IsBias() ? 0.0f : 1.0f);
     return;
   }
   RandomStream random(DeriveSeed(seed, absl::StrCat("initial ", parameter.name)));
@@ -121,7 +121,7 @@ absl::StatusOr<StudentShape> ResolveShape(const StudentRecipe& student, const Mo
     layers.resize(static_cast<size_t>(init.keep.value_or(teacher.layers)));
     std::iota(layers.begin(), layers.end(), int64_t{0});
   }
-  shape.config.layers = static_cast<int64_t>(layers.size());
+  shape.config = shape.config.WithLayers(layers);
   if (init.from == InitRecipe::From::kTeacher) shape.teacher_layers = std::move(layers);
   SH_RETURN_IF_ERROR(shape.config.Validate());
   return shape;

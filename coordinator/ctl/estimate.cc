@@ -250,10 +250,10 @@ absl::Status CheckAgainstTeacher(const Recipe& recipe, const ModelConfig& teache
   for (const int64_t layer : recipe.capture.hidden_layers) {
     if (layer >= teacher.layers) return no_layer("capture.hidden.layers", layer);
   }
-  if (recipe.dataset.max_tokens > teacher.max_positions) {
+  if (recipe.dataset.max_tokens > teacher.TokensMax()) {
     return absl::InvalidArgumentError(
         absl::StrCat(recipe.path, ": dataset.max_tokens: ", recipe.dataset.max_tokens,
-                     " is more than the ", teacher.max_positions, " positions of the teacher"));
+                     " is more than the ", teacher.TokensMax(), " positions of the teacher"));
   }
   for (size_t i = 0; i < recipe.students.size(); ++i) {
     const StudentRecipe& student = recipe.students[i];

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "model/generate.h"
@@ -32,6 +33,7 @@ struct GenerateFlags {
   std::string model;
   std::string prompt;
   int64_t max_tokens = 64;
+  std::vector<std::string> stops;  // texts of one token each, beside the model's own ends
   SamplingOptions sampling;
   uint64_t seed = 0;
   std::string dtype = "bf16";

@@ -11,6 +11,29 @@
 
 namespace stillhouse {
 
+namespace {
+
+// What ends a text: the model's own end tokens, and those that the user names.
+absl::StatusOr<std::vector<int32_t>> StopIds(const GenerateFlags& flags, const ModelFiles& files) {
+  std::vector<int32_t> ids;
+  if (files.tokenizer->eos_id().has_value()) ids.push_back(*files.tokenizer->eos_id());
+  const ModelConfig& config = files.config;
+  if (config.eos_id.has_value()) ids.push_back(static_cast<int32_t>(*config.eos_id));
+  for (const int64_t id : config.more_eos_ids) ids.push_back(static_cast<int32_t>(id));
+  for (const std::string& text : flags.stops) {
+    SH_ASSIGN_OR_RETURN_AT(const std::vector<int32_t> encoded, files.tokenizer->Encode(text),
+                           "--stop");
+    if (encoded.size() != 1) {
+      return absl::InvalidArgumentError(absl::StrCat("--stop \"", text, "\" is ", encoded.size(),
+                                                     " tokens of this model; it must be one"));
+    }
+    ids.push_back(encoded.front());
+  }
+  return ids;
+}
+
+}  // namespace
+
 absl::Status Generate(const GenerateFlags& flags) {
   SH_RETURN_IF_ERROR(ValidateSampling(flags.sampling));
   SH_ASSIGN_OR_RETURN(const ModelFiles files, OpenModelFiles(flags.model));
@@ -18,31 +41,21 @@ absl::Status Generate(const GenerateFlags& flags) {
     return absl::FailedPreconditionError(absl::StrCat(flags.model, ": has no tokenizer"));
   }
   const Tokenizer& tokenizer = *files.tokenizer;
-  SH_ASSIGN_OR_RETURN_AT(std::vector<int32_t> ids, tokenizer.Encode(flags.prompt), "the prompt");
+  GenerateOptions options;
+  options.tokens_max = flags.max_tokens;
+  options.vocabulary = tokenizer.size();
+  options.sampling = flags.sampling;
+  options.seed = flags.seed;
+  SH_ASSIGN_OR_RETURN(options.stop_ids, StopIds(flags, files));
+  SH_ASSIGN_OR_RETURN_AT(std::vector<int32_t> prompt, tokenizer.Encode(flags.prompt), "the prompt");
   if (tokenizer.adds_bos() && tokenizer.bos_id().has_value()) {
-    ids.insert(ids.begin(), *tokenizer.bos_id());
+    prompt.insert(prompt.begin(), *tokenizer.bos_id());
   }
-  if (ids.empty()) return absl::InvalidArgumentError("the prompt is empty");
-  const int64_t tokens_max = static_cast<int64_t>(ids.size()) + flags.max_tokens;
   SH_ASSIGN_OR_RETURN_AT(const DecoderWeights weights,
                          LoadDecoder(files, flags.dtype == "fp32" ? at::kFloat : at::kBFloat16),
                          flags.model);
-  SH_ASSIGN_OR_RETURN_AT(Decoding decoding, Decoding::Create(weights, tokens_max),
-                         "prompt and --max-tokens together");
-
-  RandomStream random(flags.seed);
-  std::vector<int32_t> generated;
-  absl::Span<const int32_t> next = ids;
-  while (static_cast<int64_t>(generated.size()) < flags.max_tokens) {
-    SH_ASSIGN_OR_RETURN(const std::vector<float> logits, decoding.Extend(next));
-    // Rows at or above the tokenizer's size are padding and stand for no text.
-    const size_t real = std::min(logits.size(), static_cast<size_t>(tokenizer.size()));
-    SH_ASSIGN_OR_RETURN(const int32_t id,
-                        PickToken(absl::MakeConstSpan(logits).first(real), flags.sampling, random));
-    if (id == files.config.eos_id || id == tokenizer.eos_id()) break;
-    generated.push_back(id);
-    next = absl::MakeConstSpan(generated).last(1);
-  }
+  SH_ASSIGN_OR_RETURN(const std::vector<int32_t> generated,
+                      GenerateTokens(weights, prompt, options));
   SH_ASSIGN_OR_RETURN(std::string text, tokenizer.Decode(generated, /*skip_special=*/true));
   text = absl::StrCat(flags.prompt, text, "\n");
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {

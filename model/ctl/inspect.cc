@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <map>
 #include <string>
@@ -30,6 +31,18 @@ OrderedJson Describe(const ModelFiles& files, const Digest& fingerprint, bool te
   out["vocab_size"] = config.vocab_size;
   out["max_positions"] = config.max_positions;
   out["rope_theta"] = config.rope_theta;
+  if (config.rope != RopeScaling()) {
+    out["rope_scaling"] = RopeKindName(config.rope.kind);
+    out["rope_factor"] = config.rope.factor;
+    out["tokens_max"] = config.TokensMax();
+  }
+  if (config.sliding_window > 0) {
+    out["sliding_window"] = config.sliding_window;
+    if (!config.sliding_layers.empty()) {
+      out["sliding_layers"] =
+          std::count(config.sliding_layers.begin(), config.sliding_layers.end(), true);
+    }
+  }
   out["rms_norm_eps"] = config.rms_norm_eps;
   out["tie_embeddings"] = config.tie_embeddings;
   std::map<std::string, int> stored;

@@ -38,9 +38,9 @@ absl::StatusOr<std::vector<at::Tensor>> ReadDocuments(const std::string& path,
     if (!more) break;
     const Json* list = JsonFields(value, lines.Where()).Find("ids");
     if (list == nullptr || !list->is_array() || list->empty() ||
-        list->size() > static_cast<uint64_t>(config.max_positions)) {
+        list->size() > static_cast<uint64_t>(config.TokensMax())) {
       return absl::InvalidArgumentError(absl::StrCat(
-          lines.Where(), ": needs `ids`, a list of 1 to ", config.max_positions, " token ids"));
+          lines.Where(), ": needs `ids`, a list of 1 to ", config.TokensMax(), " token ids"));
     }
     at::Tensor ids =
         at::empty({static_cast<int64_t>(list->size())}, at::TensorOptions().dtype(at::kLong));

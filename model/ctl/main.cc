@@ -45,6 +45,8 @@ void AddGenerate(Command app, Flags& flags) {
   command.AddOption("--max-tokens", &generate.max_tokens, "stop after so many tokens")
       .Range(1, 1 << 20)
       .ShowDefault();
+  command.AddOption("--stop", &generate.stops,
+                    "a token, as text, that ends the output; may be given several times");
   command.AddOption("--temperature", &generate.sampling.temperature, "0 takes the likeliest token")
       .ShowDefault();
   command.AddOption("--top-k", &generate.sampling.top_k, "only the k likeliest; 0 for all")

@@ -22,7 +22,7 @@ constexpr char kTransformers5[] = R"({
   "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64,
   "max_position_embeddings": 8192, "rms_norm_eps": 1e-05, "tie_word_embeddings": true,
   "rope_parameters": {"rope_theta": 100000.0, "rope_type": "default"},
-  "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2, 0], "pad_token_id": 2})";
+  "dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 2})";
 
 absl::Status ParseWith(const std::string& from, const std::string& to) {
   std::string text = kTransformers4;
@@ -78,13 +78,13 @@ TEST(ModelConfigTest, RefusesByNameWhatItCannotCompute) {
   } cases[] = {
       {"\"model_type\": \"llama\"", "\"model_type\": \"gpt_neox\"",
        absl::StatusCode::kUnimplemented, "gpt_neox"},
-      {"\"rope_scaling\": null", "\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4}",
-       absl::StatusCode::kUnimplemented, "yarn"},
+      {"\"rope_scaling\": null", "\"rope_scaling\": {\"type\": \"longrope\"}",
+       absl::StatusCode::kUnimplemented, "longrope"},
       {"\"rope_scaling\": null", "\"rope_parameters\": {\"rope_theta\": 5.0}",
        absl::StatusCode::kInvalidArgument, "rope_theta"},
       {"\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", absl::StatusCode::kUnimplemented,
        "gelu"},
-      {"\"rope_scaling\": null", "\"attention_bias\": true", absl::StatusCode::kUnimplemented,
+      {"\"rope_scaling\": null", "\"attention_bias\": 1", absl::StatusCode::kInvalidArgument,
        "attention_bias"},
       {"\"rope_scaling\": null", "\"quantization_config\": {}", absl::StatusCode::kUnimplemented,
        "quantization_config"},

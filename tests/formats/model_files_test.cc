@@ -94,7 +94,7 @@ TEST_F(ModelFilesTest, NamesTheFirstTensorThatIsNotAsTheConfigSays) {
               HasSubstr("model.layers.2.self_attn.q_proj.weight\" is missing"));
   Replace(JoinPath(folder, "config.json"), "\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1");
   EXPECT_THAT(std::string(OpenModelFiles(folder).status().message()),
-              HasSubstr("not part of a plain Llama"));
+              HasSubstr("not part of a llama model"));
   Replace(JoinPath(folder, "config.json"), "\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2");
   Replace(JoinPath(folder, "config.json"), "\"vocab_size\": 320", "\"vocab_size\": 321");
   EXPECT_THAT(std::string(OpenModelFiles(folder).status().message()), HasSubstr("[320, 64]"));

@@ -91,6 +91,8 @@ std::string GgufName(const std::string& name) {
                                     {"self_attn.k_proj", "attn_k"},
                                     {"self_attn.v_proj", "attn_v"},
                                     {"self_attn.o_proj", "attn_output"},
+                                    {"self_attn.q_norm", "attn_q_norm"},
+                                    {"self_attn.k_norm", "attn_k_norm"},
                                     {"mlp.gate_proj", "ffn_gate"},
                                     {"mlp.up_proj", "ffn_up"},
                                     {"mlp.down_proj", "ffn_down"},
@@ -120,27 +122,69 @@ void AddTokenizer(GgufBuilder& file) {
   file.AddBool("tokenizer.ggml.add_bos_token", false);
 }
 
+// As the converter of llama.cpp writes them; Llama 3's scaling is the tensor of AddDivisors.
+void AddConfig(const ModelConfig& config, GgufBuilder& file) {
+  const std::string prefix = config.architecture + ".";
+  const auto add = [&](const char* key, int64_t value) {
+    file.AddU32(prefix + key, static_cast<uint32_t>(value));
+  };
+  file.AddString("general.architecture", config.architecture);
+  add("block_count", config.layers);
+  add("context_length", config.max_positions);
+  add("embedding_length", config.hidden_size);
+  add("feed_forward_length", config.intermediate_size);
+  add("attention.head_count", config.heads);
+  add("attention.head_count_kv", config.kv_heads);
+  if (config.head_dim * config.heads != config.hidden_size) {
+    add("attention.key_length", config.head_dim);
+    add("attention.value_length", config.head_dim);
+  }
+  file.AddF32(prefix + "rope.freq_base", static_cast<float>(config.rope_theta));
+  file.AddF32(prefix + "attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
+  const RopeScaling& rope = config.rope;
+  if (rope.kind == RopeScaling::Kind::kDefault || rope.kind == RopeScaling::Kind::kLlama3) return;
+  file.AddString(prefix + "rope.scaling.type", std::string(RopeKindName(rope.kind)));
+  file.AddF32(prefix + "rope.scaling.factor", static_cast<float>(rope.factor));
+  if (rope.kind == RopeScaling::Kind::kYarn) {
+    add("rope.scaling.original_context_length", rope.original_positions);
+  }
+}
+
+// What each frequency is divided by, as the converter computes it from Llama 3's numbers.
+void AddDivisors(const ModelConfig& config, GgufBuilder& file) {
+  const RopeScaling& rope = config.rope;
+  std::vector<float> divisors;
+  for (int64_t i = 0; i < config.head_dim; i += 2) {
+    const double wavelength = 2 * M_PI * std::pow(config.rope_theta, double(i) / config.head_dim);
+    const double long_enough = rope.original_positions / rope.low_freq_factor;
+    if (wavelength < rope.original_positions / rope.high_freq_factor) {
+      divisors.push_back(1);
+    } else if (wavelength > long_enough) {
+      divisors.push_back(static_cast<float>(rope.factor));
+    } else {
+      const double smooth = (rope.original_positions / wavelength - rope.low_freq_factor) /
+                            (rope.high_freq_factor - rope.low_freq_factor);
+      divisors.push_back(static_cast<float>(1 / ((1 - smooth) / rope.factor + smooth)));
+    }
+  }
+  file.AddTensor("rope_freqs.weight", {config.head_dim / 2}, 0, EncodeF32(divisors));
+}
+
 }  // namespace
 
 absl::Status WriteTinyGguf(const std::string& path, const TinyModelOptions& options,
                            const std::string& type) {
   const ModelConfig config = TinyConfig(options);
   GgufBuilder file;
-  file.AddString("general.architecture", "llama");
-  file.AddU32("llama.block_count", static_cast<uint32_t>(config.layers));
-  file.AddU32("llama.context_length", static_cast<uint32_t>(config.max_positions));
-  file.AddU32("llama.embedding_length", static_cast<uint32_t>(config.hidden_size));
-  file.AddU32("llama.feed_forward_length", static_cast<uint32_t>(config.intermediate_size));
-  file.AddU32("llama.attention.head_count", static_cast<uint32_t>(config.heads));
-  file.AddU32("llama.attention.head_count_kv", static_cast<uint32_t>(config.kv_heads));
-  file.AddF32("llama.rope.freq_base", static_cast<float>(config.rope_theta));
-  file.AddF32("llama.attention.layer_norm_rms_epsilon", static_cast<float>(config.rms_norm_eps));
+  AddConfig(config, file);
   AddTokenizer(file);
+  if (config.rope.kind == RopeScaling::Kind::kLlama3) AddDivisors(config, file);
   for (const ModelConfig::Parameter& parameter : config.Parameters()) {
     std::vector<float> values = TinyWeights(options, parameter);
     const bool q = absl::StrContains(parameter.name, "q_proj");
-    if (q || absl::StrContains(parameter.name, "k_proj")) {
-      values = Permuted(values, q ? config.heads : config.kv_heads, config.hidden_size);
+    if (config.architecture == "llama" && (q || absl::StrContains(parameter.name, "k_proj"))) {
+      values = Permuted(values, q ? config.heads : config.kv_heads,
+                        parameter.IsBias() ? 1 : config.hidden_size);
     }
     const std::string stored = parameter.shape.size() == 1 ? "F32" : type;
     const std::string name = GgufName(parameter.name);

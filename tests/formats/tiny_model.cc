@@ -55,7 +55,14 @@ ModelConfig TinyConfig(const TinyModelOptions& options) {
   config.layers = options.layers;
   config.heads = options.heads;
   config.kv_heads = options.kv_heads;
-  config.head_dim = options.hidden / options.heads;
+  config.head_dim = options.head_dim > 0 ? options.head_dim : options.hidden / options.heads;
+  config.architecture = options.architecture;
+  config.qkv_bias = options.attention_bias || options.architecture == "qwen2";
+  config.output_bias = options.attention_bias;
+  config.mlp_bias = options.mlp_bias;
+  config.qk_norm = options.architecture == "qwen3";
+  config.sliding_window = options.sliding_window;
+  config.rope = options.rope;
   config.max_positions = options.max_positions;
   config.tie_embeddings = options.tie_embeddings;
   config.dtype = options.dtype;
@@ -71,10 +78,11 @@ std::vector<float> TinyWeights(const TinyModelOptions& options,
   RandomStream random(DeriveSeed(options.seed, parameter.name));
   int64_t count = 1;
   for (const int64_t dimension : parameter.shape) count *= dimension;
-  const bool norm = parameter.shape.size() == 1;
+  const bool norm = parameter.shape.size() == 1 && !parameter.IsBias();
   const double mean = norm ? 1.0 : 0.0;
-  const double deviation =
-      norm ? 0.1 : 1.0 / std::sqrt(static_cast<double>(parameter.shape.back()));
+  const double deviation = parameter.shape.size() == 1
+                               ? 0.1
+                               : 1.0 / std::sqrt(static_cast<double>(parameter.shape.back()));
   std::vector<float> values(count);
   for (float& value : values) value = static_cast<float>(mean + deviation * random.NextNormal());
   return values;

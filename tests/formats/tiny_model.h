@@ -1,4 +1,4 @@
-// A small random Llama model on disk, for every test that needs one: a Hugging Face folder with a
+// A small random model on disk, for every test that needs one: a Hugging Face folder with a
 // real byte-level BPE tokenizer, and the same model as a GGUF file.
 //
 // Everything is a pure function of the options, on every machine.
@@ -25,6 +25,13 @@ struct TinyModelOptions {
   bool tie_embeddings = true;
   std::string dtype = "float32";  // of the Hugging Face folder: float32, bfloat16 or float16
   uint64_t seed = 1;
+  // What the architecture leaves open; its biases and norms follow from it.
+  std::string architecture = "llama";  // or qwen2, qwen3, mistral
+  bool attention_bias = false;         // llama, qwen3
+  bool mlp_bias = false;               // llama
+  int64_t head_dim = 0;                // 0: hidden / heads
+  int64_t sliding_window = 0;
+  RopeScaling rope;
 };
 
 // The tokenizer of every tiny model: 256 bytes, 40 merges, then <|endoftext|> (bos and eos) and

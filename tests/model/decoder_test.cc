@@ -6,7 +6,9 @@
 #include "c10/core/GradMode.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "model/decoder_layer.h"
 #include "model/ops.h"
+#include "model/rotary.h"
 #include "tests/model/random_decoder.h"
 
 namespace stillhouse {
@@ -220,6 +222,44 @@ TEST(DecoderTest, RefusesABatchThatIsNotAsStated) {
   EXPECT_THAT(ForwardHidden(weights, longer).status().message(), HasSubstr("takes 1 to 64"));
 }
 
+// Capture pads documents to the length of their batch; what they mean must not change by it.
+TEST(DecoderTest, PaddingDoesNotChangeTheAnglesOfDynamicRope) {
+  ModelConfig config = SmallConfig();
+  config.max_positions = 16;
+  config.rope = {.kind = RopeScaling::Kind::kDynamic, .factor = 4};
+  const DecoderWeights weights = RandomDecoder(config, at::kFloat, 18);
+  const DecoderBatch batch = RandomBatch(config, {40, 40, 40}, 19);
+  const std::vector<int64_t> real = {40, 25, 12};
+  const auto padded = ForwardHidden(weights, {batch.ids, batch.lengths, real});
+  ASSERT_TRUE(padded.ok()) << padded.status();
+  for (int64_t i = 0; i < 3; ++i) {
+    const int64_t length = real[static_cast<size_t>(i)];
+    const auto alone = ForwardHidden(weights, {batch.ids.narrow(0, 40 * i, length), {length}});
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    EXPECT_LT(Relative(padded->narrow(0, 40 * i, length), *alone), 1e-6) << length;
+  }
+  EXPECT_FALSE(ForwardHidden(weights, {batch.ids, batch.lengths, {40, 41, 12}}).ok());
+  EXPECT_FALSE(ForwardHidden(weights, {batch.ids, batch.lengths, {40}}).ok());
+}
+
+// Blocks of queries against the part of the keys that they see: longer than one block.
+TEST(DecoderTest, AWindowOverManyBlocksIsTheMaskOverAll) {
+  for (const int64_t window : {1, 7, 255, 256, 300, 600}) {
+    const at::Tensor q = at::randn({2 * 600, 3, 4}), k = at::randn({2 * 600, 1, 4});
+    const at::Tensor v = at::randn({2 * 600, 1, 4});
+    const at::Tensor got = AttendDocuments(q, k, v, /*documents=*/2, window);
+    const auto split = [](const at::Tensor& x) {
+      return x.to(at::kDouble).view({2, 600, x.size(1), 4}).transpose(1, 2);
+    };
+    const at::Tensor place = at::arange(600);
+    const at::Tensor back = place.unsqueeze(1) - place.unsqueeze(0);
+    const at::Tensor scores = at::matmul(split(q), split(k).transpose(2, 3)) / 2.0;
+    const at::Tensor seen = scores.masked_fill(back.lt(0).logical_or(back.ge(window)), -INFINITY);
+    const at::Tensor want = at::matmul(at::softmax(seen, -1), split(v));
+    EXPECT_LT(Relative(got, want.transpose(1, 2).reshape({2 * 600, 12})), 1e-6) << window;
+  }
+}
+
 TEST(DecoderTest, RefusesTensorsOfAnotherShapeOrDtype) {
   const ModelConfig config = SmallConfig();
   const auto bind = [&](int64_t extra, at::ScalarType odd) {
@@ -253,7 +293,9 @@ TEST(OpsTest, Bf16NormRoundsWhereTransformersDoes) {
 
 TEST(OpsTest, Bf16RotationAndSwiGluEqualTheirRoundedFormulas) {
   const at::Tensor x = at::randn({40, 3, 16}).to(at::kBFloat16);
-  const ops::RotaryTable table = ops::MakeRotaryTable(1e4, 16, 40, at::kBFloat16);
+  ModelConfig config;
+  config.head_dim = 16;
+  const ops::RotaryTable table = MakeRotaryTable(config, 40, 40, at::kBFloat16);
   const at::Tensor c = table.cos.to(at::kBFloat16).unsqueeze(1);
   const at::Tensor s = table.sin.to(at::kBFloat16).unsqueeze(1);
   const at::Tensor a = x.narrow(2, 0, 8), b = x.narrow(2, 8, 8);

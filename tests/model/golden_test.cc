@@ -1,6 +1,5 @@
 // Logits against those of `transformers`, written by tools/golden/*.py.
 #include <cmath>
-#include <cstring>
 #include <string>
 
 #include "ATen/ATen.h"
@@ -8,29 +7,15 @@
 #include "c10/core/GradMode.h"
 #include "common/file.h"
 #include "common/status.h"
-#include "formats/safetensors.h"
 #include "gtest/gtest.h"
 #include "model/decoder.h"
+#include "tests/model/golden_file.h"
 
 namespace stillhouse {
 namespace {
 
-at::Tensor ReadInts(const SafetensorsFile& file, const std::string& name) {
-  const SafetensorsTensor* tensor = file.Find(name);
-  SH_CHECK(tensor != nullptr && tensor->dtype == "I64", name);
-  at::Tensor ints = at::empty(tensor->shape, at::kLong);
-  std::memcpy(ints.mutable_data_ptr(), file.Bytes(*tensor).data(), file.Bytes(*tensor).size());
-  return ints;
-}
-
-at::Tensor ReadFloats(const SafetensorsFile& file, const std::string& name) {
-  const SafetensorsTensor* tensor = file.Find(name);
-  SH_CHECK(tensor != nullptr, name);
-  at::Tensor floats = at::empty(tensor->shape, at::kFloat);
-  SH_CHECK_OK(file.ReadF32(*tensor, absl::MakeSpan(floats.mutable_data_ptr<float>(),
-                                                   static_cast<size_t>(floats.numel()))));
-  return floats;
-}
+using ::stillhouse::testing::ReadFloats;
+using ::stillhouse::testing::ReadInts;
 
 // Largest difference over the largest logit, for every prompt of the golden file.
 void ExpectGoldenLogits(const std::string& model, const std::string& golden, double tolerance) {
@@ -62,6 +47,21 @@ void ExpectGoldenLogits(const std::string& model, const std::string& golden, dou
 TEST(GoldenTest, TinyLlama) {
   const std::string folder = SH_TEST_SOURCE_DIR "/tests/model/golden/tiny_llama";
   ExpectGoldenLogits(folder, folder + "/logits.safetensors", 1e-5);
+}
+
+// Caches are keyed by these: they must outlive every change to what a config can say.
+TEST(GoldenTest, FingerprintsStayAsTheyWere) {
+  const auto fingerprint = [](const std::string& path) {
+    const auto files = OpenModelFiles(path);
+    SH_CHECK_OK(files.status());
+    return TeacherFingerprint(*files, /*memo_folder=*/"")->Hex();
+  };
+  EXPECT_EQ(fingerprint(SH_TEST_SOURCE_DIR "/tests/model/golden/tiny_llama"),
+            "6b9c8c5b29dbf38f343f4d5e482bca4435d36f7bf818331a5bb99946ca477c4d");
+  const std::string smollm2 = SH_TEST_DEPS_DIR "/teacher/SmolLM2-135M-Instruct.Q4_1.gguf";
+  if (!PathExists(smollm2)) GTEST_SKIP() << smollm2 << " is not there: run `make deps`";
+  EXPECT_EQ(fingerprint(smollm2),
+            "bb3fbfecec66c967805fb07fe50308c569b95ddbd1d9ea0bfb48cd76bb32f1cc");
 }
 
 TEST(GoldenTest, SmolLm2) {
