@@ -60,7 +60,7 @@ void AddRow(const Row& p, const Row& q, int32_t label, Means* means) {
 TEST(EvaluatorTest, FollowsADoubleReference) {
   const auto plan = MakeTestPlan({.masked = true});
   const TestTeacher teacher;
-  SmallStudent student({{LossKind::kCrossEntropy}}, true, DType::kF32);
+  SmallStudent student({{LossKind::kCrossEntropy}}, SmallConfig(true), DType::kF32);
   const at::Tensor head = Head();
   Evaluator evaluator(*student.model, head, kVocabulary);
   Means means;
@@ -102,7 +102,7 @@ TEST(EvaluatorTest, RefusesStatesOfAnotherTeacher) {
   const auto plan = MakeTestPlan({});
   TestTeacher teacher;
   teacher.hidden_size = 10;
-  SmallStudent student({{LossKind::kCrossEntropy}}, true, DType::kF32);
+  SmallStudent student({{LossKind::kCrossEntropy}}, SmallConfig(true), DType::kF32);
   Evaluator evaluator(*student.model, Head(), kVocabulary);
   const std::vector<DocumentTargets> documents = {teacher.Targets(*plan, 24)};
   EXPECT_EQ(evaluator.Add(*plan, documents).code(), absl::StatusCode::kInvalidArgument);

@@ -77,14 +77,18 @@ double WorstShare(const std::vector<float>& a, const std::vector<float>& b) {
   return worst / largest;
 }
 
-class GradientTest : public testing::TestWithParam<bool> {};  // tied or not
+ModelConfig ConfigOf(const std::string& kind) {
+  return kind == "tied" || kind == "untied" ? SmallConfig(kind == "tied") : SmallVariant(kind);
+}
+
+class GradientTest : public testing::TestWithParam<std::string> {};
 
 TEST_P(GradientTest, PackedEqualsUnpackedEqualsOneByOne) {
   for (const bool masked : {false, true}) {
     const auto plan = MakeTestPlan({.masked = masked});
     const std::vector<DocumentTargets> documents = SomeDocuments(*plan, 9);
     const std::vector<LossTerm> terms = AllTerms();
-    SmallStudent student(terms, GetParam(), DType::kF32);
+    SmallStudent student(terms, ConfigOf(GetParam()), DType::kF32);
     const Gradient single = Solve(student, terms, *plan, documents, 20, true);
     for (const bool packed : {true, false}) {
       for (const uint64_t micro_rows : {40u, 1000u}) {
@@ -100,7 +104,7 @@ TEST_P(GradientTest, ANeighbourChangesNothingOfADocumentsLoss) {
   const auto plan = MakeTestPlan({.documents = 12, .rows_min = 15, .rows_max = 15});
   const TestTeacher teacher;
   const std::vector<LossTerm> terms = AllTerms();
-  SmallStudent student(terms, GetParam(), DType::kF32);
+  SmallStudent student(terms, ConfigOf(GetParam()), DType::kF32);
   const auto rows_with = [&](uint32_t middle) {
     const std::vector<DocumentTargets> documents = {
         teacher.Targets(*plan, 0), teacher.Targets(*plan, middle), teacher.Targets(*plan, 2)};
@@ -120,7 +124,7 @@ TEST_P(GradientTest, PointsWhereTheLossGrows) {
   const auto plan = MakeTestPlan({.masked = true});
   const std::vector<DocumentTargets> documents = SomeDocuments(*plan, 5);
   const std::vector<LossTerm> terms = AllTerms();
-  SmallStudent student(terms, GetParam(), DType::kF32);
+  SmallStudent student(terms, ConfigOf(GetParam()), DType::kF32);
   const Gradient gradient = Solve(student, terms, *plan, documents, 1000, true);
   // Along each parameter's own gradient, the loss changes by its squared length.
   for (const FlatParameter& parameter : student.state->layout.parameters()) {
@@ -147,7 +151,9 @@ TEST_P(GradientTest, PointsWhereTheLossGrows) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Tied, GradientTest, testing::Bool());
+INSTANTIATE_TEST_SUITE_P(Kinds, GradientTest,
+                         testing::Values("tied", "untied", "qwen2", "qwen3", "mistral"),
+                         [](const auto& test) { return test.param; });
 
 TEST(StepperTest, LowersTheLossAndRepeatsBitForBit) {
   for (const DType compute : {DType::kF32, DType::kBF16}) {
@@ -158,7 +164,7 @@ TEST(StepperTest, LowersTheLossAndRepeatsBitForBit) {
     const TestTeacher teacher;
     std::vector<float> masters[2];
     for (std::vector<float>& result : masters) {
-      SmallStudent student(terms, true, compute);
+      SmallStudent student(terms, SmallConfig(true), compute);
       Stepper stepper(recipe, terms, *student.model, *student.state);
       DataCursor cursor(plan, 1);
       double first = 0, last = 0;
@@ -182,7 +188,7 @@ TEST(StepperTest, LowersTheLossAndRepeatsBitForBit) {
 TEST(StepperTest, ANonFiniteLossStopsTheRunAndChangesNothing) {
   const auto plan = MakeTestPlan({});
   const std::vector<LossTerm> terms = {{LossKind::kCrossEntropy, 1, 1}};
-  SmallStudent student(terms, true, DType::kF32);
+  SmallStudent student(terms, SmallConfig(true), DType::kF32);
   const FlatParameter* norm = student.state->layout.Find("model.norm.weight");
   student.state->masters.data()[norm->offset] = std::nanf("");
   const std::vector<float> before(student.state->first.span().begin(),

@@ -36,9 +36,23 @@ ModelConfig SmallConfig(bool tied) {
   return config;
 }
 
-SmallStudent::SmallStudent(std::vector<LossTerm> terms, bool tied, DType compute, uint64_t seed) {
+ModelConfig SmallVariant(const std::string& architecture) {
+  ModelConfig config = SmallConfig(/*tied=*/false);
+  config.architecture = architecture;
+  config.qk_norm = architecture == "qwen3";
+  config.qkv_bias = architecture != "mistral";
+  config.output_bias = architecture == "qwen3";
+  if (architecture != "qwen3") config.SetWindow(5, {architecture == "mistral", true});
+  if (architecture == "mistral") {
+    config.rope = {.kind = RopeScaling::Kind::kYarn, .factor = 4, .original_positions = 8};
+  }
+  SH_CHECK_OK(config.Validate());
+  return config;
+}
+
+SmallStudent::SmallStudent(std::vector<LossTerm> terms, const ModelConfig& config, DType compute,
+                           uint64_t seed) {
   SetComputeThreads(1);  // so small that threads would only wait for one another
-  const ModelConfig config = SmallConfig(tied);
   state = std::make_unique<StudentState>(config, compute);
   for (const FlatParameter& parameter : state->layout.parameters()) {
     RandomStream random(DeriveSeed(seed, parameter.name));

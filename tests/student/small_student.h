@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "formats/model_config.h"
@@ -12,9 +13,13 @@
 namespace stillhouse {
 
 ModelConfig SmallConfig(bool tied);
+// The same as a "qwen2" with a window in its second layer, a "qwen3" with biases, or a "mistral"
+// with a window and YaRN.
+ModelConfig SmallVariant(const std::string& architecture);
 
 struct SmallStudent {
-  SmallStudent(std::vector<LossTerm> terms, bool tied, DType compute, uint64_t seed = 3);
+  SmallStudent(std::vector<LossTerm> terms, const ModelConfig& config, DType compute,
+               uint64_t seed = 3);
   std::unique_ptr<StudentState> state;
   std::unique_ptr<StudentModel> model;
 };

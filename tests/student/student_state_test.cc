@@ -56,6 +56,16 @@ TEST(ResolveShapeTest, ListsKeepsAndCounts) {
   EXPECT_TRUE(shape->teacher_layers.empty());
 }
 
+TEST(ResolveShapeTest, KeptLayersKeepTheirWindows) {
+  StudentRecipe student;
+  student.init.layers = {1};
+  const auto shape = ResolveShape(student, SmallVariant("qwen2"), {});
+  ASSERT_TRUE(shape.ok()) << shape.status();
+  EXPECT_EQ(shape->config.WindowOf(0), 5);
+  student.init.layers = {0};
+  EXPECT_EQ(ResolveShape(student, SmallVariant("qwen2"), {})->config.sliding_window, 0);
+}
+
 TEST(ResolveShapeTest, RefusesLayersThatTheTeacherLacks) {
   StudentRecipe student;
   student.name = "s";
@@ -142,6 +152,19 @@ TEST(InitialiseMastersTest, FromScratchIsAFunctionOfTheSeed) {
     squares += std::pow(a.masters.data()[embedding->offset + i], 2);
   }
   EXPECT_NEAR(std::sqrt(squares / static_cast<double>(embedding->count)), 0.02, 0.002);
+}
+
+TEST(InitialiseMastersTest, FromScratchBiasesAreZeroAndNormsOne) {
+  StudentShape shape;
+  shape.config = SmallVariant("qwen3");
+  StudentState state(shape.config, DType::kF32);
+  ASSERT_TRUE(InitialiseMasters(shape, ConstantWeights(shape.config), 1, &state).ok());
+  const auto first = [&](const std::string& name) {
+    return state.masters.data()[state.layout.Find("model.layers.1.self_attn." + name)->offset];
+  };
+  EXPECT_EQ(first("k_proj.bias"), 0.0f);
+  EXPECT_EQ(first("o_proj.bias"), 0.0f);
+  EXPECT_EQ(first("k_norm.weight"), 1.0f);
 }
 
 }  // namespace
