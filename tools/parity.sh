@@ -1,21 +1,40 @@
 #!/usr/bin/env bash
-# Opens what we export in the live transformers package: the converted teacher, and the quickstart's
-# students where there are some.
+# Compares with the live transformers package: every kind of decoder by logits and gradients computed anew,
+# and what we export: one model of each kind, the converted teacher, and the quickstart's students where there
+# are some.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
 
+python=.deps/parity/bin/python
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-teacher=.deps/teacher/SmolLM2-135M-Instruct.Q4_1.gguf
-build/bin/modelctl convert "$teacher" --out "$folder/teacher"
-printf '{"ids": [504, 5621, 314, 5441, 327, 2082, 30]}\n{"ids": [17]}\n' >"$folder/ids.jsonl"
 
-models=("$folder/teacher")
-for student in build/quickstart/students/*/config.json; do
-  [ ! -f "$student" ] || models+=("$(dirname "$student")")
+$python tools/golden/decoders.py "$folder/decoders" 2>"$folder/log" || { cat "$folder/log" >&2; exit 1; }
+STILLHOUSE_GOLDEN_DECODERS=$folder/decoders build/tests/model_golden_test --gtest_brief=1 \
+  --gtest_filter='Decoders/*'
+
+# convert_and_compare MODEL IDS
+convert_and_compare() {
+  local export=$folder/export logits=$folder/logits.safetensors
+  rm -rf "$export" "$logits"
+  build/bin/modelctl convert "$1" --out "$export"
+  build/bin/modelctl logits "$1" --ids "$2" --out "$logits" --dtype fp32
+  echo "parity: $(basename "$1")"
+  $python tools/parity.py "$export" "$2" "$logits"
+}
+
+# Longer than the windows and the original lengths of these models.
+ids=$(seq -s ', ' 5 7 278)
+printf '{"ids": [%s]}\n{"ids": [17]}\n' "$ids" >"$folder/long.jsonl"
+$python tools/golden/decoders.py --folders tests/model/golden/tiny_llama/tokenizer.json "$folder/models" \
+  2>"$folder/log" || { cat "$folder/log" >&2; exit 1; }
+for model in "$folder"/models/*; do
+  convert_and_compare "$model" "$folder/long.jsonl"
 done
-for model in "${models[@]}"; do
-  build/bin/modelctl logits "$model" --ids "$folder/ids.jsonl" --out "$folder/logits.safetensors" --dtype fp32
-  .deps/parity/bin/python tools/parity.py "$model" "$folder/ids.jsonl" "$folder/logits.safetensors"
+
+printf '{"ids": [504, 5621, 314, 5441, 327, 2082, 30]}\n{"ids": [17]}\n' >"$folder/ids.jsonl"
+convert_and_compare .deps/teacher/SmolLM2-135M-Instruct.Q4_1.gguf "$folder/ids.jsonl"
+for student in build/quickstart/students/*/config.json; do
+  [ ! -f "$student" ] || convert_and_compare "$(dirname "$student")" "$folder/ids.jsonl"
 done
