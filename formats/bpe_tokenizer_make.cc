@@ -4,6 +4,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_format.h"
 #include "common/status.h"
 #include "formats/bpe_tokenizer.h"
 #include "formats/utf8.h"

@@ -88,7 +88,7 @@ uint64_t DatabaseBytes(const std::string& folder) {
 }
 
 bool SupportsDirectReads(const std::string& file) {
-  const int fd = open(file.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
+  const int fd = open(file.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC | O_NONBLOCK);
   if (fd >= 0) close(fd);
   return fd >= 0;
 }

@@ -362,9 +362,11 @@ class RocksKvStore final : public KvStore {
 
 namespace {
 
-// A name that RocksDB takes for one of its files. It does not survive a folder of that name.
+// A name that RocksDB or we take for a file of the database. RocksDB does not survive a folder of
+// such a name, and waits for ever at a pipe.
 bool IsDatabaseName(const std::string& name) {
-  return name == "CURRENT" || absl::StartsWith(name, "MANIFEST-") ||
+  return name == "CURRENT" || name == "IDENTITY" || name == kSyncedLogsName ||
+         absl::StartsWith(name, "MANIFEST-") || absl::StartsWith(name, "OPTIONS-") ||
          (absl::ascii_isdigit(name[0]) &&
           (absl::EndsWith(name, ".log") || absl::EndsWith(name, ".sst")));
 }
@@ -380,6 +382,7 @@ absl::StatusOr<bool> HoldsData(const std::string& path) {
     struct stat info {};
     if (stat(file.c_str(), &info) != 0) {
       if (errno == ENOENT) continue;  // a link that leads nowhere: the database tells
+      if (errno == ELOOP) return absl::DataLossError(absl::StrCat(file, " leads to itself"));
       return ErrnoStatus("opening", file);
     }
     if (!S_ISREG(info.st_mode)) {

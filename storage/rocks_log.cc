@@ -264,7 +264,8 @@ absl::StatusOr<std::vector<std::string>> MissingLogs(const std::string& folder) 
   SH_ASSIGN_OR_RETURN(std::vector<std::string> names, ReadSyncedLogs(folder));
   std::erase_if(names, [&](const auto& name) {
     struct stat info {};
-    return stat(JoinPath(folder, name).c_str(), &info) == 0 && info.st_size > 0;
+    const bool there = stat(JoinPath(folder, name).c_str(), &info) == 0;
+    return there && S_ISREG(info.st_mode) && info.st_size > 0;
   });
   return names;
 }

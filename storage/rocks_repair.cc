@@ -4,6 +4,7 @@
 #include <rocksdb/cache.h>
 #include <rocksdb/db.h>
 #include <rocksdb/env.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -66,6 +67,16 @@ std::vector<TableFile> CheckTables(const std::vector<std::string>& paths, int th
     pool.Post([&tables, &paths, i] { tables[i] = CheckTable(paths[i]); });
   }
   return tables;  // the pool finishes first
+}
+
+// Is there a pipe or a device, which RocksDB would read for ever?
+bool MayBlock(const std::string& folder) {
+  const auto names = ListFolder(folder);
+  return names.ok() && std::any_of(names->begin(), names->end(), [&](const std::string& name) {
+           struct stat info {};
+           return stat(JoinPath(folder, name).c_str(), &info) == 0 && !S_ISREG(info.st_mode) &&
+                  !S_ISDIR(info.st_mode);
+         });
 }
 
 bool IsDerived(const RocksOptions& options, absl::string_view family) {
@@ -150,7 +161,8 @@ class Rebuilder {
     lenient.paranoid_checks = false;
     lenient.wal_dir = no_logs;
     OpenDatabase reader;
-    const bool read = reader.Open(lenient, from_, families_, /*read_only=*/true).ok();
+    const bool read =
+        !MayBlock(from_) && reader.Open(lenient, from_, families_, /*read_only=*/true).ok();
     result_.told_all = read;
     std::vector<rocksdb::LiveFileMetaData> files;
     if (read) reader.db->GetLiveFilesMetaData(&files);
@@ -319,8 +331,13 @@ class Rebuilder {
   }
 
   absl::StatusOr<std::vector<LogContent>> ReadLogs() {
-    SH_ASSIGN_OR_RETURN(result_.missing_logs, MissingLogs(from_));
-    SH_ASSIGN_OR_RETURN(const std::vector<std::string> synced, ReadSyncedLogs(from_));
+    const auto noted = ReadSyncedLogs(from_);
+    if (noted.ok()) {
+      SH_ASSIGN_OR_RETURN(result_.missing_logs, MissingLogs(from_));
+    } else {
+      result_.in_log.emplace_back(noted.status().message());
+    }
+    const std::vector<std::string> synced = noted.value_or(std::vector<std::string>());
     SH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListLogs(from_));
     std::vector<LogContent> logs;
     for (const std::string& name : names) {

@@ -15,6 +15,10 @@ absl::Status ToAbsl(const rocksdb::Status& status, absl::string_view action) {
   const std::string message = absl::StrCat(action, ": ", status.ToString());
   if (status.IsNoSpace()) return absl::ResourceExhaustedError(message);
   if (status.IsCorruption()) return absl::DataLossError(message);
+  // Of a mapped file that is shorter than the database says.
+  if (status.IsIOError() && absl::StrContains(message, "larger than file length")) {
+    return absl::DataLossError(message);
+  }
   if (status.IsNotFound() || status.IsPathNotFound()) return absl::NotFoundError(message);
   if (status.IsInvalidArgument()) return absl::InvalidArgumentError(message);
   // RocksDB keeps the system's reason as text only.

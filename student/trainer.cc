@@ -176,7 +176,14 @@ class Run {
     return found->name;
   }
 
+  // An interruption in the middle of one that was due leaves a checkpoint of its step without it.
+  bool LacksEvaluation() const {
+    const auto every = static_cast<uint64_t>(context_.student.evaluate_every);
+    return every > 0 && progress_.evaluations < progress_.step / every;
+  }
+
   absl::Status Train() {
+    if (LacksEvaluation()) SH_RETURN_IF_ERROR(Evaluate());
     while (progress_.step < steps() && !StopsEarly()) {
       SH_RETURN_IF_ERROR(CheckStop(services_));
       SH_RETURN_IF_ERROR(TrainStep());

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "tests/storage/damage_fixture.h"
 
 namespace stillhouse {
@@ -118,6 +119,51 @@ TEST_F(RepairReportsTest, FolderWithATablesNameIsDamage) {
   EXPECT_THAT(repaired->gone, IsEmpty());
   EXPECT_TRUE(PathExists(JoinPath(repaired->report.quarantine, "db/000123.sst")));
   ExpectMended(path_, kDocuments, PartsOf(kDocuments));
+}
+
+// Pipes, devices and folders with the names of files neither hang nor stop a repair.
+class OddFileTest : public RepairReportsTest, public testing::WithParamInterface<const char*> {};
+
+TEST_P(OddFileTest, IsDamageAndRepaired) {
+  const std::string prefix = GetParam();
+  for (const char* kind : {"pipe", "folder", "/dev/zero"}) {
+    SCOPED_TRACE(kind);
+    std::string file;
+    const std::vector<std::string> names = *ListFolder(JoinPath(path_, "db"));
+    for (const std::string& name : names) {
+      if (absl::StartsWith(name, prefix)) file = JoinPath(path_, absl::StrCat("db/", name));
+    }
+    if (file.empty()) file = JoinPath(path_, absl::StrCat("db/", prefix));  // after a repair
+    SH_CHECK_OK(RemoveTree(file));
+    if (kind == absl::string_view("pipe")) {
+      ASSERT_EQ(mkfifo(file.c_str(), 0600), 0);
+    } else if (kind == absl::string_view("folder")) {
+      SH_CHECK_OK(MakeFolders(file));
+    } else {
+      ASSERT_EQ(symlink(kind, file.c_str()), 0);
+    }
+    const absl::Status opened = Opening();
+    EXPECT_EQ(opened.code(), absl::StatusCode::kDataLoss) << opened;
+    EXPECT_THAT(std::string(opened.message()), HasSubstr("is not a file"));
+    const auto repaired = Repair(path_);
+    ASSERT_TRUE(repaired.ok()) << repaired.status();
+    EXPECT_THAT(repaired->gone, IsEmpty());
+    ExpectMended(path_, kDocuments, PartsOf(kDocuments));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Names, OddFileTest,
+                         testing::Values("CURRENT", "IDENTITY", "MANIFEST-", "SYNCED_LOGS"));
+
+TEST_F(RepairReportsTest, TableCutBeforeItsFooterIsDamage) {
+  const std::string table = Largest();
+  ASSERT_EQ(truncate(table.c_str(), 1000), 0);
+  for (const KvReads reads : {KvReads::kMapped, KvReads::kDirect}) {
+    const absl::Status opened =
+        CacheDirectory::Open({.path = path_, .read_only = true, .reads = reads}).status();
+    EXPECT_EQ(opened.code(), absl::StatusCode::kDataLoss) << opened;
+    EXPECT_THAT(std::string(opened.message()), HasSubstr("cache repair"));
+  }
 }
 
 TEST_F(RepairReportsTest, QuarantineMustBeAFolderOfItsOwn) {

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "common/event_loop.h"
 #include "common/file.h"
 #include "common/random.h"
@@ -240,6 +241,30 @@ TEST(TrainerTest, AfterASignalARestartEndsWithTheSameBits) {
   const absl::Status again = bench.TrainAgain();
   EXPECT_TRUE(again.ok()) << again;
   EXPECT_EQ(bench.Exported(), UninterruptedExport(kRecipe));
+}
+
+TEST(TrainerTest, AnEvaluationThatASignalInterruptedIsMadeByTheRestart) {
+  Bench bench(kRecipe);
+  uint32_t held_out = 0;
+  while (!bench.plan->chunk(held_out).held_out) ++held_out;
+  bench.run.states.erase(held_out);  // the first evaluation, after step 3, waits for it
+  bench.run.on_report = [&](const RunReport& report) {
+    if (report.phase == "waiting" && report.step > 0) bench.stop = true;
+  };
+  EXPECT_EQ(StopOf(bench.Train()), RunStop::kTerminated);
+  EXPECT_THAT(bench.run.committed, testing::StartsWith("step-3."));
+  bench.OnLoop([&] {
+    bench.run.on_report = nullptr;
+    bench.run.states[held_out] = ChunkAvailability::kDurable;
+  });
+  ASSERT_TRUE(bench.TrainAgain().ok());
+  std::vector<uint64_t> evaluated;
+  const std::string metrics = *ReadFile(JoinPath(bench.spec.run_folder, "metrics.jsonl"));
+  for (absl::string_view line : absl::StrSplit(metrics, '\n')) {
+    const auto json = ParseJson(line, "metrics.jsonl");
+    if (json.ok() && json->contains("evaluation")) evaluated.push_back((*json)["step"]);
+  }
+  EXPECT_THAT(evaluated, testing::ElementsAre(3, 6, 7));
 }
 
 TEST(TrainerTest, KilledBeforeACommitItGoesBackToTheLastOneAndEndsWithTheSameBits) {
