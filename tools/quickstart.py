@@ -7,6 +7,7 @@ students/ and trains again from the cache, for which the teacher need not run at
 """
 
 import argparse
+import fcntl
 import json
 import os
 import pathlib
@@ -114,6 +115,9 @@ class Quickstart:
         self.check_parts()
         self.write_recipe()
         students = self.folder / "students"
+        if at_work(students):
+            print(f"quickstart: another one is at work in {shown(self.folder)}", file=sys.stderr)
+            sys.exit(4)
         if students.exists():
             print("quickstart: students/ of the last run is cleared; the cache stays", flush=True)
             shutil.rmtree(students)
@@ -126,6 +130,18 @@ class Quickstart:
         cache = self.json_of(self.ctl, "cache", "du", f"job/{NAME}", "--dir", self.folder / "cache", "-o", "json")
         model = self.json_of(self.modelctl, "inspect", self.deps / "teacher" / TEACHER, "-o", "json")
         return quickstart_report.make(result, cache, model, job=f"job/{NAME}", control="control", seconds=seconds)
+
+
+def at_work(output):
+    """Whether a `coordinatorctl local` holds the lock of its output folder."""
+    try:
+        with (output / ".stillhouse" / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def shown(path):

@@ -2,12 +2,15 @@
 """tools/quickstart_report.py: the shape of report.json, and what it refuses."""
 
 import copy
+import fcntl
 import pathlib
 import sys
+import tempfile
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tools"))
 
+import quickstart  # noqa: E402
 import quickstart_report  # noqa: E402
 
 
@@ -67,6 +70,19 @@ class QuickstartReportTest(unittest.TestCase):
         text = quickstart_report.table(make())
         for words in ("teacher ", "half ", "large ", "control ", "1.400 ± 0.020", "38.0 ± 0.4 %", "30.0 bytes a token"):
             self.assertIn(words, text)
+
+
+class AtWorkTest(unittest.TestCase):
+    def test_a_held_lock_is_seen(self):
+        with tempfile.TemporaryDirectory() as folder:
+            output = pathlib.Path(folder)
+            self.assertFalse(quickstart.at_work(output))
+            (output / ".stillhouse").mkdir()
+            with (output / ".stillhouse" / "lock").open("wb") as lock:
+                self.assertFalse(quickstart.at_work(output))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self.assertTrue(quickstart.at_work(output))
+            self.assertFalse(quickstart.at_work(output))
 
 
 if __name__ == "__main__":
