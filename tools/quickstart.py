@@ -106,7 +106,7 @@ class Quickstart:
                               text=True, check=False)
         if done.returncode != 0:
             print(f"quickstart: {pathlib.Path(words[0]).name} {words[1]} did not finish. Run it again: what was "
-                  "captured stays in the cache", file=sys.stderr)
+                  "captured stays in the cache, the students begin anew", file=sys.stderr)
             sys.exit(done.returncode if done.returncode > 0 else 1)
         return json.loads(done.stdout)
 
