@@ -5,10 +5,12 @@
 #include <functional>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "sharding/collective.h"
 #include "sharding/communicator.h"
 
 namespace stillhouse {
@@ -22,6 +24,9 @@ absl::Status CudaStatus(cudaError_t error, absl::string_view what) {
 // OK for what is under way, too: the comm is non-blocking.
 absl::Status NcclStatus(ncclResult_t result, absl::string_view what) {
   if (result == ncclSuccess || result == ncclInProgress) return absl::OkStatus();
+  if (result == ncclRemoteError) {
+    return absl::AbortedError(absl::StrCat("NCCL: ", what, ": a rank gave up or died"));
+  }
   return absl::InternalError(absl::StrCat("NCCL: ", what, ": ", ncclGetErrorString(result)));
 }
 
@@ -30,12 +35,17 @@ absl::Status TooLate(absl::string_view what, absl::Duration deadline) {
                                                   absl::FormatDuration(deadline)));
 }
 
-// The NCCL comm and its stream, shared by the communicator and what it has started.
+// The NCCL comm and its stream, shared by the communicator and what it has started. NCCL is called
+// under the mutex, so that Abort of another thread does not take the comm away from a call; no call
+// waits there, as the comm is non-blocking.
 class Link {
  public:
   Link(int device, absl::Duration deadline) : device_(device), deadline_(deadline) {}
   ~Link() {
-    Abort(absl::AbortedError("NCCL: the communicator is closed"));
+    Close();
+    // After a failure a kernel may still be at work with them, and freeing would wait for it.
+    if (!closed_well_) return;
+    if (scratch_ != nullptr) cudaFree(scratch_);
     if (stream_ != nullptr) cudaStreamDestroy(stream_);
   }
   Link(const Link&) = delete;
@@ -45,86 +55,122 @@ class Link {
     SH_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_), "choosing the device"));
     SH_RETURN_IF_ERROR(
         CudaStatus(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"));
+    SH_RETURN_IF_ERROR(CudaStatus(cudaMalloc(&scratch_, sizeof(float)), "allocating"));
+    SH_RETURN_IF_ERROR(
+        CudaStatus(cudaMemsetAsync(scratch_, 0, sizeof(float), stream_), "allocating"));
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    ncclComm_t comm = nullptr;
-    const ncclResult_t result = ncclCommInitRankConfig(&comm, ranks, id, rank, &config);
     {
       MutexLock lock(mutex_);
+      ncclComm_t comm = nullptr;
+      const ncclResult_t result = ncclCommInitRankConfig(&comm, ranks, id, rank, &config);
       comm_ = comm;
+      SH_RETURN_IF_ERROR(NcclStatus(result, "joining"));
     }
-    SH_RETURN_IF_ERROR(NcclStatus(result, "joining"));
-    return AwaitComm("joining", SystemClock().Now() + deadline_);
+    return AwaitComm("joining");
   }
+
+  cudaStream_t stream() const { return stream_; }
+  void* scratch() const { return scratch_; }  // one float on the device, of no particular value
 
   // Runs `enqueue` in one group, after what the producers' stream holds, and records `done`.
   absl::Status Enqueue(void* producer, absl::string_view what, cudaEvent_t done,
                        const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& enqueue) {
-    ncclComm_t comm = nullptr;
-    {
-      MutexLock lock(mutex_);
-      SH_RETURN_IF_ERROR(dead_);
-      comm = comm_;
+    absl::Status status = CudaStatus(cudaSetDevice(device_), what);
+    if (status.ok()) {
+      status = CudaStatus(cudaEventRecord(done, static_cast<cudaStream_t>(producer)), what);
     }
-    SH_RETURN_IF_ERROR(CudaStatus(cudaSetDevice(device_), what));
-    SH_RETURN_IF_ERROR(
-        CudaStatus(cudaEventRecord(done, static_cast<cudaStream_t>(producer)), what));
-    SH_RETURN_IF_ERROR(CudaStatus(cudaStreamWaitEvent(stream_, done, 0), what));
-    SH_RETURN_IF_ERROR(NcclStatus(ncclGroupStart(), what));
-    const ncclResult_t queued = enqueue(comm, stream_);
-    const ncclResult_t ended = ncclGroupEnd();
-    absl::Status status = NcclStatus(queued, what);
-    if (status.ok()) status = NcclStatus(ended, what);
-    if (status.ok()) status = AwaitComm(what, SystemClock().Now() + deadline_);
+    if (status.ok()) status = CudaStatus(cudaStreamWaitEvent(stream_, done, 0), what);
+    if (status.ok()) status = Launch(what, enqueue);
+    if (status.ok()) status = AwaitComm(what);  // what follows in the stream comes after the group
     if (status.ok()) status = CudaStatus(cudaEventRecord(done, stream_), what);
     if (!status.ok()) Abort(status);
     return status;
   }
 
-  absl::Status AwaitEvent(cudaEvent_t done, absl::string_view what) {
-    const absl::Duration until = SystemClock().Now() + deadline_;
-    for (;;) {
-      SH_RETURN_IF_ERROR(CheckComm(what).first);
-      const cudaError_t state = cudaEventQuery(done);
-      if (state == cudaSuccess) return absl::OkStatus();
-      absl::Status status = absl::OkStatus();
-      if (state != cudaErrorNotReady) status = CudaStatus(state, what);
-      if (status.ok() && SystemClock().Now() > until) status = TooLate(what, deadline_);
-      if (!status.ok()) {
-        Abort(status);
-        return status;
-      }
-      std::this_thread::yield();
-    }
+  // Whether what was enqueued before `done` is over.
+  absl::StatusOr<bool> Over(cudaEvent_t done, absl::string_view what) {
+    SH_RETURN_IF_ERROR(Working(what).status());
+    const cudaError_t state = cudaEventQuery(done);
+    if (state == cudaErrorNotReady) return false;
+    const absl::Status status = CudaStatus(state, what);
+    if (status.ok()) return true;
+    Abort(status);
+    return status;
   }
 
-  void Abort(absl::Status why) {
+  absl::Status AwaitEvent(cudaEvent_t done, absl::string_view what) {
+    return Await(what, [&] { return Over(done, what); });
+  }
+
+  void Abort(const absl::Status& why) {
     MutexLock lock(mutex_);
+    Kill(why);
+  }
+
+ private:
+  absl::Status Launch(absl::string_view what,
+                      const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& enqueue) {
+    MutexLock lock(mutex_);
+    SH_RETURN_IF_ERROR(dead_);
+    SH_RETURN_IF_ERROR(NcclStatus(ncclGroupStart(), what));
+    const ncclResult_t queued = enqueue(comm_, stream_);
+    const ncclResult_t ended = ncclGroupEnd();  // also when queueing failed: groups nest
+    SH_RETURN_IF_ERROR(NcclStatus(queued, what));
+    return NcclStatus(ended, what);
+  }
+
+  void Kill(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     if (!dead_.ok()) return;
-    dead_ = std::move(why);
+    dead_ = why;
     if (comm_ != nullptr) ncclCommAbort(comm_);
     comm_ = nullptr;
   }
 
- private:
-  // The state of the comm, and whether it still works on what was asked of it.
-  std::pair<absl::Status, bool> CheckComm(absl::string_view what) {
-    ncclResult_t state = ncclSuccess;
+  // Lets a healthy comm end what it has under way; a peer may still be reading from it.
+  void Close() {
+    absl::Status status;
     {
       MutexLock lock(mutex_);
-      if (!dead_.ok()) return {dead_, false};
-      const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
-      if (asked != ncclSuccess) state = asked;
+      if (comm_ == nullptr || !dead_.ok()) return;
+      status = NcclStatus(ncclCommFinalize(comm_), "closing");
     }
-    const absl::Status status = NcclStatus(state, what);
-    if (!status.ok()) Abort(status);
-    return {status, state == ncclInProgress};
+    if (status.ok()) status = AwaitComm("closing");
+    MutexLock lock(mutex_);
+    if (!status.ok()) return Kill(status);
+    ncclCommDestroy(comm_);
+    comm_ = nullptr;
+    closed_well_ = true;
   }
 
-  absl::Status AwaitComm(absl::string_view what, absl::Duration until) {
+  // Whether the comm still works on what was asked of it.
+  absl::StatusOr<bool> Working(absl::string_view what) {
+    MutexLock lock(mutex_);
+    SH_RETURN_IF_ERROR(dead_);
+    ncclResult_t state = ncclSuccess;
+    const ncclResult_t asked = ncclCommGetAsyncError(comm_, &state);
+    const absl::Status status = NcclStatus(asked != ncclSuccess ? asked : state, what);
+    if (!status.ok()) {
+      Kill(status);
+      return status;
+    }
+    return state == ncclInProgress;
+  }
+
+  absl::Status AwaitComm(absl::string_view what) {
+    return Await(what, [&]() -> absl::StatusOr<bool> {
+      SH_ASSIGN_OR_RETURN(const bool working, Working(what));
+      return !working;
+    });
+  }
+
+  template <typename Condition>
+  absl::Status Await(absl::string_view what, Condition over) {
+    const absl::Duration until = SystemClock().Now() + deadline_;
     for (;;) {
-      const auto [status, working] = CheckComm(what);
-      if (!status.ok() || !working) return status;
+      const absl::StatusOr<bool> now = over();
+      if (!now.ok()) return now.status();
+      if (*now) return absl::OkStatus();
       if (SystemClock().Now() > until) {
         Abort(TooLate(what, deadline_));
         return TooLate(what, deadline_);
@@ -135,7 +181,9 @@ class Link {
 
   const int device_;
   const absl::Duration deadline_;
-  cudaStream_t stream_ = nullptr;  // constant after Connect
+  cudaStream_t stream_ = nullptr;  // constant after Connect, like scratch_
+  void* scratch_ = nullptr;
+  bool closed_well_ = false;  // destructor only
   Mutex mutex_;
   ncclComm_t comm_ ABSL_GUARDED_BY(mutex_) = nullptr;
   absl::Status dead_ ABSL_GUARDED_BY(mutex_);
@@ -149,6 +197,7 @@ class NcclPending final : public PendingCollective {
     if (!waited_) link_->Abort(absl::AbortedError("NCCL: a collective was given up"));
     cudaEventDestroy(done_);
   }
+  absl::StatusOr<bool> Poll() override { return link_->Over(done_, what_); }
   absl::Status Wait() override {
     SH_CHECK(!waited_);
     waited_ = true;
@@ -171,76 +220,112 @@ size_t NcclCount(DType dtype, size_t count) {
   return NcclType(dtype) == ncclUint8 ? count * DTypeSize(dtype) : count;
 }
 
-class NcclCommunicator final : public Communicator {
+using Enqueue = std::function<ncclResult_t(ncclComm_t, cudaStream_t)>;
+
+char* At(const TensorView& view, size_t element) {
+  return static_cast<char*>(view.data) + element * DTypeSize(view.dtype);
+}
+// Each part is enqueued by itself: they differ in length, and an empty one has nothing to say.
+template <typename Call>
+ncclResult_t ForEachPart(const std::vector<FlatRange>& parts, Call call) {
+  for (size_t rank = 0; rank < parts.size(); ++rank) {
+    if (parts[rank].size() == 0) continue;
+    const ncclResult_t result = call(static_cast<int>(rank), parts[rank]);
+    if (result != ncclSuccess && result != ncclInProgress) return result;
+  }
+  return ncclSuccess;
+}
+
+Enqueue ReduceScatterOf(const Collective& c) {
+  return [=](ncclComm_t comm, cudaStream_t stream) {
+    return ForEachPart(c.sends, [&](int owner, FlatRange part) {
+      return ncclReduce(At(c.input, part.begin), c.output.data, part.size(), ncclFloat32, ncclSum,
+                        owner, comm, stream);
+    });
+  };
+}
+Enqueue AllGatherOf(const Collective& c, int rank) {
+  return [=](ncclComm_t comm, cudaStream_t stream) {
+    return ForEachPart(c.sends, [&](int owner, FlatRange part) {
+      // Only the owner's input is read; NCCL wants a pointer of the others, too.
+      void* to = At(c.output, part.begin);
+      const void* from = owner == rank ? c.input.data : to;
+      return ncclBroadcast(from, to, NcclCount(c.output.dtype, part.size()),
+                           NcclType(c.output.dtype), owner, comm, stream);
+    });
+  };
+}
+Enqueue AllToAllOf(const Collective& c) {
+  return [=](ncclComm_t comm, cudaStream_t stream) {
+    const DType dtype = c.input.dtype;
+    const ncclResult_t sent = ForEachPart(c.sends, [&](int peer, FlatRange part) {
+      return ncclSend(At(c.input, part.begin), NcclCount(dtype, part.size()), NcclType(dtype), peer,
+                      comm, stream);
+    });
+    if (sent != ncclSuccess) return sent;
+    return ForEachPart(c.receives, [&](int peer, FlatRange part) {
+      return ncclRecv(At(c.output, part.begin), NcclCount(dtype, part.size()), NcclType(dtype),
+                      peer, comm, stream);
+    });
+  };
+}
+// All-reduce and broadcast: one call, for what is there.
+Enqueue InPlaceOf(const Collective& c) {
+  return [=](ncclComm_t comm, cudaStream_t stream) {
+    if (c.input.count == 0) return ncclSuccess;
+    if (c.operation == Operation::kAllReduce) {
+      return ncclAllReduce(c.input.data, c.input.data, c.input.count, ncclFloat32, ncclSum, comm,
+                           stream);
+    }
+    return ncclBroadcast(c.input.data, c.input.data, NcclCount(c.input.dtype, c.input.count),
+                         NcclType(c.input.dtype), c.root, comm, stream);
+  };
+}
+Enqueue BarrierOf(void* scratch) {
+  return [=](ncclComm_t comm, cudaStream_t stream) {
+    return ncclAllReduce(scratch, scratch, 1, ncclFloat32, ncclSum, comm, stream);
+  };
+}
+
+class NcclCommunicator final : public CheckedCommunicator {
  public:
   NcclCommunicator(std::shared_ptr<Link> link, int rank, int ranks)
       : link_(std::move(link)), rank_(rank), ranks_(ranks) {}
 
   int rank() const override { return rank_; }
   int size() const override { return ranks_; }
-
-  Pending ReduceScatter(const TensorView& input, absl::Span<const FlatRange> shards,
-                        const TensorView& output) override {
-    SH_RETURN_IF_ERROR(OnlyFp32(input));
-    const std::vector<FlatRange> parts(shards.begin(), shards.end());
-    // One reduction per owner: shards may differ in size.
-    return Begin(input, "reduce-scatter", [=](ncclComm_t comm, cudaStream_t stream) {
-      ncclResult_t result = ncclSuccess;
-      for (size_t r = 0; r < parts.size() && result == ncclSuccess; ++r) {
-        const float* from = static_cast<const float*>(input.data) + parts[r].begin;
-        result = Going(ncclReduce(from, output.data, parts[r].size(), ncclFloat32, ncclSum,
-                                  static_cast<int>(r), comm, stream));
-      }
-      return result;
-    });
-  }
-
-  Pending AllGather(const TensorView& input, absl::Span<const FlatRange> shards,
-                    const TensorView& output) override {
-    const std::vector<FlatRange> parts(shards.begin(), shards.end());
-    return Begin(input, "all-gather", [=](ncclComm_t comm, cudaStream_t stream) {
-      ncclResult_t result = ncclSuccess;
-      for (size_t r = 0; r < parts.size() && result == ncclSuccess; ++r) {
-        char* to = static_cast<char*>(output.data) + parts[r].begin * DTypeSize(output.dtype);
-        result = Going(ncclBroadcast(input.data, to, NcclCount(output.dtype, parts[r].size()),
-                                     NcclType(output.dtype), static_cast<int>(r), comm, stream));
-      }
-      return result;
-    });
-  }
-
-  Pending AllReduceSum(const TensorView& in_out) override {
-    SH_RETURN_IF_ERROR(OnlyFp32(in_out));
-    return Begin(in_out, "all-reduce", [=](ncclComm_t comm, cudaStream_t stream) {
-      return ncclAllReduce(in_out.data, in_out.data, in_out.count, ncclFloat32, ncclSum, comm,
-                           stream);
-    });
-  }
-
-  Pending Broadcast(const TensorView& in_out, int root) override {
-    return Begin(in_out, "broadcast", [=](ncclComm_t comm, cudaStream_t stream) {
-      return ncclBroadcast(in_out.data, in_out.data, NcclCount(in_out.dtype, in_out.count),
-                           NcclType(in_out.dtype), root, comm, stream);
-    });
-  }
-
   void Abort() override { link_->Abort(absl::AbortedError("NCCL: a rank gave up")); }
 
- private:
-  static ncclResult_t Going(ncclResult_t result) {
-    return result == ncclInProgress ? ncclSuccess : result;
-  }
-  static absl::Status OnlyFp32(const TensorView& view) {
-    if (view.dtype == DType::kF32) return absl::OkStatus();
-    return absl::UnimplementedError(absl::StrCat(
-        "NCCL reduces fp32 only, not ", DTypeName(view.dtype), ": it would round at every hop"));
+ protected:
+  Pending Begin(Collective collective) override {
+    void* producer = collective.input.stream;
+    switch (collective.operation) {
+      case Operation::kReduceScatter:
+        if (collective.input.dtype != DType::kF32) {
+          return absl::UnimplementedError(absl::StrCat("NCCL reduces fp32 only, not ",
+                                                       DTypeName(collective.input.dtype),
+                                                       ": it would round at every hop"));
+        }
+        return Launch(producer, "reduce-scatter", ReduceScatterOf(collective));
+      case Operation::kAllGather:
+        return Launch(producer, "all-gather", AllGatherOf(collective, rank_));
+      case Operation::kAllReduce:
+        return Launch(producer, "all-reduce", InPlaceOf(collective));
+      case Operation::kBroadcast:
+        return Launch(producer, "broadcast", InPlaceOf(collective));
+      case Operation::kAllToAll:
+        return Launch(producer, "all-to-all", AllToAllOf(collective));
+      case Operation::kBarrier:
+        return Launch(link_->stream(), "barrier", BarrierOf(link_->scratch()));
+    }
+    return absl::InternalError("NCCL: an unknown collective");
   }
 
-  Pending Begin(const TensorView& view, absl::string_view what,
-                const std::function<ncclResult_t(ncclComm_t, cudaStream_t)>& enqueue) {
+ private:
+  Pending Launch(void* producer, absl::string_view what, const Enqueue& enqueue) {
     cudaEvent_t done = nullptr;
     SH_RETURN_IF_ERROR(CudaStatus(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), what));
-    const absl::Status status = link_->Enqueue(view.stream, what, done, enqueue);
+    const absl::Status status = link_->Enqueue(producer, what, done, enqueue);
     if (!status.ok()) {
       cudaEventDestroy(done);
       return status;
@@ -248,7 +333,7 @@ class NcclCommunicator final : public Communicator {
     return std::unique_ptr<PendingCollective>(std::make_unique<NcclPending>(link_, done, what));
   }
 
-  std::shared_ptr<Link> link_;
+  const std::shared_ptr<Link> link_;
   const int rank_, ranks_;
 };
 

@@ -1,71 +1,66 @@
-#include <algorithm>
 #include <map>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "common/status.h"
+#include "sharding/collective.h"
 #include "sharding/communicator.h"
+#include "sharding/rank_sum.h"
 
 namespace stillhouse {
 namespace {
 
-enum class Operation { kReduceScatter, kAllGather, kAllReduce, kBroadcast };
+// Copies `range` of `from` to `place` of `to`, in elements.
+void CopyRange(const TensorView& from, FlatRange range, const TensorView& to, size_t place) {
+  const size_t width = DTypeSize(to.dtype);
+  char* target = static_cast<char*>(to.data) + place * width;
+  const char* source = static_cast<const char*>(from.data) + range.begin * width;
+  if (range.size() == 0 || target == source) return;
+  std::memmove(target, source, range.size() * width);
+}
 
-// What one rank brought to a collective.
-struct Contribution {
-  Operation operation = Operation::kAllReduce;
-  TensorView input, output;
-  std::vector<FlatRange> shards;
-  int root = 0;
-  bool here = false;
-};
-
-float Element(const TensorView& view, size_t index) {
-  if (view.dtype == DType::kBF16) {
-    return Bf16ToFloat(static_cast<const uint16_t*>(view.data)[index]);
+// The sum over all ranks of `range` of their inputs.
+void SumRange(const std::vector<Collective>& all, FlatRange range, float* out) {
+  std::vector<const void*> parts;
+  for (const Collective& each : all) {
+    const size_t offset = range.begin * DTypeSize(each.input.dtype);
+    parts.push_back(static_cast<const char*>(each.input.data) + offset);
   }
-  return static_cast<const float*>(view.data)[index];
+  SumInRankOrder(parts, all[0].input.dtype, range.size(), out);
 }
 
 // Runs rank `rank`'s part of a collective to which all have come. Ranks write disjoint places.
-void RunPart(const std::vector<Contribution>& all, int rank) {
-  const Contribution& mine = all[rank];
+void RunPart(const std::vector<Collective>& all, int rank) {
+  const Collective& mine = all[rank];
   const int ranks = static_cast<int>(all.size());
   switch (mine.operation) {
-    case Operation::kReduceScatter: {
-      auto* out = static_cast<float*>(mine.output.data);
-      const FlatRange shard = mine.shards[rank];
-      for (size_t i = shard.begin; i < shard.end; ++i) {
-        float sum = Element(all[0].input, i);
-        for (int r = 1; r < ranks; ++r) sum += Element(all[r].input, i);
-        out[i - shard.begin] = sum;
-      }
+    case Operation::kReduceScatter:
+      SumRange(all, mine.sends[rank], static_cast<float*>(mine.output.data));
       return;
-    }
     case Operation::kAllReduce: {
-      const size_t begin = mine.input.count * rank / ranks;
-      const size_t end = mine.input.count * (rank + 1) / ranks;
-      for (size_t i = begin; i < end; ++i) {
-        float sum = Element(all[0].input, i);
-        for (int r = 1; r < ranks; ++r) sum += Element(all[r].input, i);
-        for (const Contribution& each : all) static_cast<float*>(each.output.data)[i] = sum;
-      }
+      const FlatRange part = AllReducePart(mine.input.count, rank, ranks);
+      if (part.size() == 0) return;
+      SumRange(all, part, static_cast<float*>(mine.output.data) + part.begin);
+      for (const Collective& each : all) CopyRange(mine.output, part, each.output, part.begin);
       return;
     }
     case Operation::kAllGather:
       for (int r = 0; r < ranks; ++r) {
-        const size_t width = DTypeSize(mine.output.dtype);
-        char* place = static_cast<char*>(mine.output.data) + mine.shards[r].begin * width;
-        if (place == all[r].input.data) continue;  // already in place
-        std::memmove(place, all[r].input.data, mine.shards[r].size() * width);
+        CopyRange(all[r].input, {0, mine.sends[r].size()}, mine.output, mine.sends[r].begin);
       }
       return;
     case Operation::kBroadcast:
-      if (rank != mine.root) {
-        std::memcpy(mine.output.data, all[mine.root].input.data, mine.output.size_bytes());
+      CopyRange(all[mine.root].input, {0, mine.input.count}, mine.output, 0);
+      return;
+    case Operation::kAllToAll:
+      for (int r = 0; r < ranks; ++r) {
+        CopyRange(all[r].input, all[r].sends[rank], mine.output, mine.receives[r].begin);
       }
+      return;
+    case Operation::kBarrier:
       return;
   }
 }
@@ -77,45 +72,66 @@ class Meeting {
 
   int ranks() const { return ranks_; }
 
-  absl::Status Arrive(uint64_t sequence, int rank, Contribution contribution) {
+  absl::Status Arrive(uint64_t sequence, int rank, Collective collective) {
     MutexLock lock(mutex_);
     SH_RETURN_IF_ERROR(dead_);
     Round& round = rounds_[sequence];
-    if (round.contributions.empty()) round.contributions.resize(ranks_);
-    const Contribution* first = nullptr;
-    for (const Contribution& other : round.contributions) {
-      if (other.here) first = &other;
+    if (round.collectives.empty()) {
+      round.collectives.resize(ranks_);
+      round.here.resize(ranks_);
     }
-    if (first != nullptr &&
-        (first->operation != contribution.operation ||
-         first->input.dtype != contribution.input.dtype || first->root != contribution.root)) {
-      Kill(absl::AbortedError("collective: the ranks started different operations"));
-      return dead_;
+    for (int other = 0; other < ranks_; ++other) {
+      if (!round.here[other]) continue;
+      absl::Status same = CheckAgreement(AgreementOf(collective, ranks_, other), other,
+                                         AgreementOf(round.collectives[other], ranks_, rank));
+      if (!same.ok()) {
+        Kill(std::move(same));
+        return dead_;
+      }
     }
-    contribution.here = true;
-    round.contributions[rank] = std::move(contribution);
+    round.here[rank] = true;
+    round.collectives[rank] = std::move(collective);
     ++round.arrived;
     changed_.NotifyAll();
     return absl::OkStatus();
   }
 
-  absl::Status Finish(uint64_t sequence, int rank) {
-    const std::vector<Contribution>* all = nullptr;
-    {
+  // Where a rank stands in a collective that it started.
+  enum class Stage { kStarted, kRan, kDone };
+
+  // Moves `stage` on; with a `deadline`, waits for the others that long.
+  absl::Status Advance(uint64_t sequence, int rank, absl::Duration deadline, Stage& stage) {
+    const absl::Duration until = SystemClock().Now() + deadline;
+    if (stage == Stage::kStarted) {
+      const std::vector<Collective>* all = nullptr;
+      {
+        MutexLock lock(mutex_);
+        SH_RETURN_IF_ERROR(dead_);
+        Round& round = rounds_[sequence];
+        SH_ASSIGN_OR_RETURN(const bool here,
+                            Await(until, deadline, [&] { return round.arrived == ranks_; }));
+        if (!here) return absl::OkStatus();
+        all = &round.collectives;  // no rank changes it once all have come
+      }
+      RunPart(*all, rank);
+      stage = Stage::kRan;
       MutexLock lock(mutex_);
-      Round& round = rounds_[sequence];
-      SH_RETURN_IF_ERROR(Await([&] { return round.arrived == ranks_; }));
-      all = &round.contributions;  // no rank changes it once all have come
+      ++rounds_[sequence].finished;
+      changed_.NotifyAll();
     }
-    RunPart(*all, rank);
+    if (stage == Stage::kDone) return absl::OkStatus();
     MutexLock lock(mutex_);
+    SH_RETURN_IF_ERROR(dead_);
     Round& round = rounds_[sequence];
-    ++round.finished;
-    changed_.NotifyAll();
-    SH_RETURN_IF_ERROR(Await([&] { return round.finished == ranks_; }));
+    SH_ASSIGN_OR_RETURN(const bool finished,
+                        Await(until, deadline, [&] { return round.finished == ranks_; }));
+    if (!finished) return absl::OkStatus();
+    stage = Stage::kDone;
     if (++round.left == ranks_) rounds_.erase(sequence);
     return absl::OkStatus();
   }
+
+  absl::Duration deadline() const { return deadline_; }
 
   void Abort() {
     MutexLock lock(mutex_);
@@ -124,7 +140,8 @@ class Meeting {
 
  private:
   struct Round {
-    std::vector<Contribution> contributions;
+    std::vector<Collective> collectives;
+    std::vector<bool> here;
     int arrived = 0, finished = 0, left = 0;
   };
 
@@ -133,19 +150,22 @@ class Meeting {
     changed_.NotifyAll();
   }
 
+  // Whether `condition` came to hold by `until`. Without a deadline, it is only looked at.
   template <typename Condition>
-  absl::Status Await(Condition condition) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    const absl::Duration until = SystemClock().Now() + deadline_;
+  absl::StatusOr<bool> Await(absl::Duration until, absl::Duration deadline, Condition condition)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     while (dead_.ok() && !condition()) {
+      if (deadline == absl::ZeroDuration()) return false;
       const absl::Duration left = until - SystemClock().Now();
       if (left <= absl::ZeroDuration()) {
         Kill(absl::DeadlineExceededError(absl::StrCat("collective: a rank did not come within ",
-                                                      absl::FormatDuration(deadline_))));
+                                                      absl::FormatDuration(deadline))));
         break;
       }
       changed_.WaitFor(mutex_, left);
     }
-    return dead_;
+    SH_RETURN_IF_ERROR(dead_);
+    return true;
   }
 
   const int ranks_;
@@ -163,59 +183,42 @@ class ThreadPending final : public PendingCollective {
   ~ThreadPending() override {
     if (!waited_) meeting_->Abort();
   }
+  absl::StatusOr<bool> Poll() override {
+    SH_RETURN_IF_ERROR(meeting_->Advance(sequence_, rank_, absl::ZeroDuration(), stage_));
+    return stage_ == Meeting::Stage::kDone;
+  }
   absl::Status Wait() override {
     SH_CHECK(!waited_);
     waited_ = true;
-    return meeting_->Finish(sequence_, rank_);
+    return meeting_->Advance(sequence_, rank_, meeting_->deadline(), stage_);
   }
 
  private:
   std::shared_ptr<Meeting> meeting_;
   const uint64_t sequence_;
   const int rank_;
+  Meeting::Stage stage_ = Meeting::Stage::kStarted;
   bool waited_ = false;
 };
 
-class ThreadCommunicator final : public Communicator {
+class ThreadCommunicator final : public CheckedCommunicator {
  public:
   ThreadCommunicator(std::shared_ptr<Meeting> meeting, int rank)
       : meeting_(std::move(meeting)), rank_(rank) {}
 
   int rank() const override { return rank_; }
   int size() const override { return meeting_->ranks(); }
-
-  Pending ReduceScatter(const TensorView& input, absl::Span<const FlatRange> shards,
-                        const TensorView& output) override {
-    SH_CHECK(output.dtype == DType::kF32 && output.count == shards[rank_].size());
-    SH_CHECK(input.dtype == DType::kF32 || input.dtype == DType::kBF16);
-    SH_CHECK(input.count == shards.back().end);
-    return Begin({Operation::kReduceScatter, input, output, {shards.begin(), shards.end()}});
-  }
-  Pending AllGather(const TensorView& input, absl::Span<const FlatRange> shards,
-                    const TensorView& output) override {
-    SH_CHECK(input.dtype == output.dtype && input.count == shards[rank_].size());
-    SH_CHECK(output.count == shards.back().end);
-    return Begin({Operation::kAllGather, input, output, {shards.begin(), shards.end()}});
-  }
-  Pending AllReduceSum(const TensorView& in_out) override {
-    SH_CHECK(in_out.dtype == DType::kF32);
-    return Begin({Operation::kAllReduce, in_out, in_out, {}});
-  }
-  Pending Broadcast(const TensorView& in_out, int root) override {
-    SH_CHECK(0 <= root && root < size());
-    return Begin({Operation::kBroadcast, in_out, in_out, {}, root});
-  }
   void Abort() override { meeting_->Abort(); }
 
- private:
-  Pending Begin(Contribution contribution) {
-    SH_CHECK(static_cast<int>(contribution.shards.size()) == size() || contribution.shards.empty());
+ protected:
+  Pending Begin(Collective collective) override {
     const uint64_t sequence = next_++;
-    SH_RETURN_IF_ERROR(meeting_->Arrive(sequence, rank_, std::move(contribution)));
+    SH_RETURN_IF_ERROR(meeting_->Arrive(sequence, rank_, std::move(collective)));
     return std::unique_ptr<PendingCollective>(
         std::make_unique<ThreadPending>(meeting_, sequence, rank_));
   }
 
+ private:
   std::shared_ptr<Meeting> meeting_;
   const int rank_;
   uint64_t next_ = 0;

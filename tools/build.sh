@@ -20,7 +20,7 @@ if [ ! -f "$folder/build.ninja" ] || [ "$(cat "$folder/.configured" 2>/dev/null)
     cat "$folder/configure.log" >&2
     exit 1
   }
-  grep -E '^-- (CUDA|NCCL|LibTorch):' "$folder/configure.log" || true
+  grep -E '^-- (CUDA|NCCL|MPI|LibTorch):' "$folder/configure.log" || true
   printf '%s\n' "$asked" >"$folder/.configured"
 fi
 ninja -C "$folder" -j "${JOBS:-$(nproc)}" "$@"
