@@ -12,7 +12,7 @@ CONFINED = [
     (r"^rocksdb/", "RocksDB", ("storage",), False),
     (r"^zmq", "ZeroMQ", ("transport",), False),
     (r"^nccl\.h$", "NCCL", ("sharding",), False),
-    (r"^mpi\.h$", "MPI", ("sharding",), False),
+    (r"^mpi\.h$", "MPI", ("sharding", "bench"), False),
     (r"^spdlog/", "spdlog", ("common",), False),
     (r"^CLI/", "CLI11", ("common",), False),
     (r"^yaml-cpp/", "yaml-cpp", ("recipe",), False),
