@@ -259,7 +259,7 @@ ncclResult_t ncclGroupEnd() {
   const cudaStream_t stream = calls[0]->stream;
   ++comm->in_streams;
   comm->polls_to_launch = kPollsToLaunch;
-  comm->launching.push_back([comm, stream, step = StepOf(comm, std::move(calls))] {
+  comm->launching.push_back([stream, step = StepOf(comm, std::move(calls))] {
     stream->steps.push_back(step);
     return true;
   });
