@@ -45,17 +45,15 @@ class SyncedLogs {
     MutexLock lock(mutex_);
     // The log's own name first: a note of what a power cut takes away would be taken for damage.
     const rocksdb::IOStatus status = SyncFolder(FolderOf(path));
-    return status.ok() ? Change(path, [&] { return names_.insert(BaseName(path)).second; })
-                       : status;
+    return status.ok() ? Change(path, /*add=*/true) : status;
   }
   rocksdb::IOStatus Remove(const std::string& path) {
     MutexLock lock(mutex_);
-    return Change(path, [&] { return names_.erase(BaseName(path)) > 0; });
+    return Change(path, /*add=*/false);
   }
 
  private:
-  template <typename Edit>  // says whether it changed anything
-  rocksdb::IOStatus Change(const std::string& path, Edit edit)
+  rocksdb::IOStatus Change(const std::string& path, bool add)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     const std::string folder = FolderOf(path), note = JoinPath(folder, kSyncedLogsName);
     if (!read_) {
@@ -64,7 +62,9 @@ class SyncedLogs {
       names_.insert(names->begin(), names->end());
       read_ = true;
     }
-    if (!edit()) return rocksdb::IOStatus::OK();
+    const std::string name = BaseName(path);
+    const bool changed = add ? names_.insert(name).second : names_.erase(name) > 0;
+    if (!changed) return rocksdb::IOStatus::OK();
     const std::string text = absl::StrJoin(names_, "\n"), fresh = note + ".new";
     rocksdb::IOStatus status = WriteStringToFile(&files_, text, fresh, /*should_sync=*/true);
     if (status.ok()) status = files_.RenameFile(fresh, note, {}, nullptr);

@@ -2,6 +2,8 @@
 // host memory, streams that are queues of steps. What it does beyond that: nccl_double.h.
 #pragma once
 
+// The names are those of the library.
+// NOLINTBEGIN(readability-identifier-naming)
 #include <cstddef>
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorNotReady = 600 };
@@ -25,3 +27,5 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventQuery(cudaEvent_t event);
+
+// NOLINTEND(readability-identifier-naming)

@@ -1,6 +1,8 @@
 // Test double of NCCL, as far as sharding/nccl_communicator.cc calls it. See nccl_double.h.
 #pragma once
 
+// The names are those of the library.
+// NOLINTBEGIN(readability-identifier-naming)
 #include <cstddef>
 
 #include "cuda_runtime.h"
@@ -48,3 +50,5 @@ ncclResult_t ncclSend(const void* from, size_t count, ncclDataType_t type, int p
                       ncclComm_t comm, cudaStream_t stream);
 ncclResult_t ncclRecv(void* to, size_t count, ncclDataType_t type, int peer, ncclComm_t comm,
                       cudaStream_t stream);
+
+// NOLINTEND(readability-identifier-naming)
