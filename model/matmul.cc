@@ -30,10 +30,12 @@ at::Tensor WideProduct(const at::Tensor& a, const at::Tensor& b, const at::Tenso
 
 // Keeps bfloat16 for the backward pass, half of what autograd would keep of the widened operands.
 struct WideLinear : Function<WideLinear> {
+  // An undefined tensor is no input that a Function takes; a missing one is.
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& w,
-                            const at::Tensor& bias) {
+                            const std::optional<at::Tensor>& bias) {
     context->save_for_backward({x, w});
-    return WideProduct(x, w.t(), bias);
+    context->saved_data["bias"] = bias.has_value();
+    return WideProduct(x, w.t(), bias.value_or(at::Tensor()));
   }
   static tensor_list backward(AutogradContext* context, tensor_list grads) {
     const auto saved = context->get_saved_variables();
@@ -42,7 +44,9 @@ struct WideLinear : Function<WideLinear> {
     tensor_list out(3);
     if (context->needs_input_grad(0)) out[0] = at::mm(dy, w.to(at::kFloat)).to(at::kBFloat16);
     if (context->needs_input_grad(1)) out[1] = at::mm(dy.t(), x.to(at::kFloat)).to(at::kBFloat16);
-    if (context->needs_input_grad(2)) out[2] = dy.sum(0).to(at::kBFloat16);
+    if (context->saved_data["bias"].toBool() && context->needs_input_grad(2)) {
+      out[2] = dy.sum(0).to(at::kBFloat16);
+    }
     return out;
   }
 };
@@ -72,12 +76,11 @@ bool HasBf16Products() {
 }
 
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
-  if (!Widens(x)) {
-    return at::linear(x, w, bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt);
-  }
+  const auto given = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
+  if (!Widens(x)) return at::linear(x, w, given);
   const bool trains =
       x.requires_grad() || w.requires_grad() || (bias.defined() && bias.requires_grad());
-  return at::GradMode::is_enabled() && trains ? WideLinear::apply(x, w, bias)
+  return at::GradMode::is_enabled() && trains ? WideLinear::apply(x, w, given)
                                               : WideProduct(x, w.t(), bias);
 }
 

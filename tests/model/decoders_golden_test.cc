@@ -88,10 +88,11 @@ class DecodersGoldenTest : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(DecodersGoldenTest, BothDialectsAndOurOwnMeanTheSame) {
-  if (!case_.contains("transformers4")) GTEST_SKIP() << "written without transformers 4";
-  const auto four = ParseConfigJson(case_["transformers4"].dump(), "transformers4");
-  ASSERT_TRUE(four.ok()) << four.status();
-  EXPECT_EQ(*four, config_);
+  if (case_.contains("transformers4")) {  // `make parity` has no transformers 4
+    const auto four = ParseConfigJson(case_["transformers4"].dump(), "transformers4");
+    ASSERT_TRUE(four.ok()) << four.status();
+    EXPECT_EQ(*four, config_);
+  }
   const auto ours = ParseConfigJson(ConfigToJson(config_), "ours");
   ASSERT_TRUE(ours.ok()) << ours.status();
   EXPECT_EQ(*ours, config_);

@@ -1,5 +1,6 @@
 #include "model/generate.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 
@@ -37,6 +38,51 @@ TEST(DecodingTest, LogitsEqualThoseOfTheWholeText) {
   }
   EXPECT_EQ(decoding->tokens(), 30);
   EXPECT_EQ(decoding->Extend({1}).status().code(), absl::StatusCode::kOutOfRange);
+}
+
+// Past max_positions every length has angles of its own.
+TEST(DecodingTest, DynamicRopeGivesThePassOverTheTextSoFar) {
+  ModelConfig config = SmallConfig();
+  config.max_positions = 8;
+  config.rope = {.kind = RopeScaling::Kind::kDynamic, .factor = 3};
+  const DecoderWeights weights = RandomDecoder(config, at::kFloat, 3);
+  const DecoderBatch batch = RandomBatch(config, {14}, 4);
+  auto decoding = Decoding::Create(weights, 14);
+  ASSERT_TRUE(decoding.ok()) << decoding.status();
+  for (const int64_t tokens : {5, 8, 9, 10, 14}) {
+    std::vector<int32_t> next;
+    for (int64_t t = decoding->tokens(); t < tokens; ++t) {
+      next.push_back(batch.ids[t].item<int32_t>());
+    }
+    const auto logits = decoding->Extend(next);
+    ASSERT_TRUE(logits.ok()) << logits.status();
+    const auto hidden = ForwardHidden(weights, {batch.ids.narrow(0, 0, tokens), {tokens}});
+    const at::Tensor want = at::matmul((*hidden)[tokens - 1], HeadWeight(weights).t());
+    EXPECT_LT((at::tensor(*logits) - want).abs().max().item<double>(), 2e-5) << tokens;
+  }
+}
+
+TEST(GenerateTokensTest, EndsAtAnyStopIdAndDrawsNoPadding) {
+  const DecoderWeights weights = RandomDecoder(SmallConfig(), at::kFloat, 1);
+  GenerateOptions options{.tokens_max = 20, .vocabulary = 90};
+  options.sampling.temperature = 3;
+  const auto free = GenerateTokens(weights, {1, 2, 3}, options);
+  ASSERT_TRUE(free.ok()) << free.status();
+  ASSERT_EQ(free->size(), 20u);
+  for (const int32_t id : *free) EXPECT_LT(id, 90);
+  EXPECT_EQ(*GenerateTokens(weights, {1, 2, 3}, options), *free);
+  const int32_t stop = (*free)[7];
+  const auto first = std::find(free->begin(), free->end(), stop);
+  options.stop_ids = {95, stop};
+  EXPECT_EQ(*GenerateTokens(weights, {1, 2, 3}, options),
+            std::vector<int32_t>(free->begin(), first));
+  options.seed = 1;
+  options.stop_ids.clear();
+  EXPECT_NE(*GenerateTokens(weights, {1, 2, 3}, options), *free);
+  EXPECT_FALSE(GenerateTokens(weights, {}, options).ok());
+  options.tokens_max = 62;
+  EXPECT_THAT(GenerateTokens(weights, {1, 2, 3}, options).status().message(),
+              HasSubstr("takes 1 to 64"));
 }
 
 TEST(DecodingTest, RefusesBadSizesAndIds) {

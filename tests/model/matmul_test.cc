@@ -33,6 +33,18 @@ TEST(MatmulTest, LinearAndItsGradientsAreTheExactOnesRounded) {
   ExpectNear(wg.grad(), dyd.t().matmul(xd));
 }
 
+TEST(MatmulTest, ABiasIsAddedBeforeTheRounding) {
+  const at::Tensor x = RandomBf16({37, 70}), w = RandomBf16({19, 70}), bias = RandomBf16({19});
+  const at::Tensor exact = at::linear(x.to(at::kDouble), w.to(at::kDouble), bias.to(at::kDouble));
+  ExpectNear(Linear(x, w, bias), exact);
+  at::Tensor bg = bias.clone().requires_grad_(true);
+  const at::Tensor dy = RandomBf16({37, 19});
+  const at::Tensor y = Linear(x, w, bg);
+  ExpectNear(y.detach(), exact);
+  y.backward(dy);
+  ExpectNear(bg.grad(), dy.to(at::kDouble).sum(0));
+}
+
 TEST(MatmulTest, OperandsThatNeedNoGradientGetNone) {
   const at::Tensor x = RandomBf16({5, 8});
   at::Tensor w = RandomBf16({3, 8}).requires_grad_(true);

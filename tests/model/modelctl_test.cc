@@ -164,6 +164,9 @@ TEST_F(ModelctlTest, GenerateRefusesWhatItCannotDo) {
   ExpectRefused(Run({"generate", "tiny", "--prompt", "a", "--max-tokens", "600"}), 1,
                 "takes 1 to 512");
   ExpectRefused(Run({"generate", "tiny", "--prompt", "a", "--top-p", "0"}), 1, "top-p");
+  ExpectRefused(Run({"generate", "tiny", "--prompt", "a", "--stop", "the cat sat"}), 1,
+                "it must be one");
+  EXPECT_EQ(Run({"generate", "tiny", "--prompt", "a", "--stop", "b", "--stop", "c"}).code, 0);
 }
 
 TEST_F(ModelctlTest, ConvertWritesAFolderThatIsTheSameModel) {
