@@ -175,7 +175,7 @@ class KeepingFiles final : public rocksdb::FileSystemWrapper {
 
  private:
   bool Keeps(const std::string& path) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (!watching_) return false;
+    if (!watching_ || quarantine_.empty()) return false;
     if (absl::EndsWith(path, ".sst")) return true;
     struct stat info {};
     return absl::EndsWith(path, ".log") && !read_.contains(BaseName(path)) &&

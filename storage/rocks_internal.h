@@ -36,7 +36,8 @@ std::shared_ptr<rocksdb::Logger> MakeNoLog();  // takes no lines
 
 // A file system that keeps what RocksDB would delete. While it watches, deleting a table, or a log
 // that was not read through it, moves the file into a new folder <quarantine>/open-<n>/ instead.
-// It also notes which logs hold synced entries (kSyncedLogsName).
+// Without a quarantine nothing is kept. It also notes which logs hold synced entries
+// (kSyncedLogsName).
 //
 // Owner: a store, which it must outlive. Thread-safe. Durability: a move is synced before the
 // deletion is said to be done.

@@ -478,9 +478,7 @@ absl::StatusOr<std::unique_ptr<KvStore>> OpenRocksKvStore(const RocksOptions& op
       return absl::NotFoundError(absl::StrCat("no database in ", options.path));
   }
   std::shared_ptr<OpeningWatch> watch;
-  if (!options.read_only && !options.quarantine_folder.empty()) {
-    watch = OpeningWatch::Create(options.env, options.quarantine_folder);
-  }
+  if (!options.read_only) watch = OpeningWatch::Create(options.env, options.quarantine_folder);
   auto store = OpenAsIs(options, holds_data, watch);
   if (watch != nullptr && absl::IsDataLoss(store.status())) {
     SH_ASSIGN_OR_RETURN(const bool emptied, EmptyUnreadableFamilies(options, watch->env()));

@@ -1,10 +1,13 @@
 #include "coordinator/journal.h"
 
 #include <gmock/gmock.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <thread>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
 #include "common/file.h"
 #include "common/utf8.h"
@@ -302,6 +305,32 @@ TEST_F(JournalTest, OnDiskItIsHeldByOneAndReadByOthersWhenNobodyHoldsIt) {
   const absl::StatusOr<Journal::Opened> again = Journal::Open(path, nullptr);
   ASSERT_TRUE(again.ok());
   EXPECT_EQ(again->state.incarnation, 3);
+}
+
+TEST_F(JournalTest, ALogThatIsGoneIsNotTakenForAnEmptyOne) {
+  const absl::StatusOr<TempFolder> folder = TempFolder::Create();
+  ASSERT_TRUE(folder.ok());
+  const std::string path = JoinPath(folder->path(), "journal");
+  const std::string crashed = JoinPath(folder->path(), "crashed");
+  {
+    absl::StatusOr<Journal::Opened> opened = Journal::Open(path, nullptr);
+    ASSERT_TRUE(opened.ok()) << opened.status();
+    SubmitAndReconcile(2);
+    WriteTo(*opened->journal);
+    // As a crash leaves it: a journal that is closed well needs no log.
+    std::filesystem::copy(path, crashed, std::filesystem::copy_options::recursive);
+  }
+  const std::string database = JoinPath(crashed, "db");
+  const auto files = ListFolder(database);
+  ASSERT_TRUE(files.ok());
+  for (const std::string& file : *files) {
+    if (absl::EndsWith(file, ".log")) unlink(JoinPath(database, file).c_str());
+  }
+  const absl::Status started = Journal::Open(crashed, nullptr).status();
+  EXPECT_TRUE(absl::IsDataLoss(started)) << started;
+  EXPECT_THAT(started.message(), HasSubstr("is gone or empty"));
+  const absl::Status shown = ReadJournal(crashed).status();
+  EXPECT_TRUE(absl::IsDataLoss(shown)) << shown;
 }
 
 }  // namespace
