@@ -137,6 +137,11 @@ bool PathExists(const std::string& path) {
   return lstat(path.c_str(), &info) == 0;
 }
 
+absl::Status CheckExists(const std::string& path) {
+  struct stat info {};
+  return lstat(path.c_str(), &info) == 0 ? absl::OkStatus() : ErrnoStatus("opening", path);
+}
+
 absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path) {
   std::error_code error;
   std::vector<std::string> names;

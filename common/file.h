@@ -32,6 +32,8 @@ absl::Status FsyncFolder(const std::string& path);
 absl::Status MakeFolders(const std::string& path, int mode = 0777);  // and its parents; ok if there
 absl::Status RemoveTree(const std::string& path);                    // ok if not there
 bool PathExists(const std::string& path);
+// NotFound, or why it cannot be told (PermissionDenied: a folder on the way is closed to us).
+absl::Status CheckExists(const std::string& path);
 absl::StatusOr<std::vector<std::string>> ListFolder(const std::string& path);  // names, sorted
 std::string JoinPath(absl::string_view a, absl::string_view b);                // b if b is absolute
 std::string FolderOf(absl::string_view path);                                  // "." if it has none

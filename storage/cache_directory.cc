@@ -84,6 +84,12 @@ absl::StatusOr<std::string> NewStoreId() {
   return std::string(absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes))));
 }
 
+absl::Status CheckIsThere(const std::string& inside, const std::string& path) {
+  const absl::Status there = CheckExists(inside);
+  if (!absl::IsNotFound(there)) return there;
+  return absl::NotFoundError(absl::StrCat("no cache in ", path));
+}
+
 absl::StatusOr<std::unique_ptr<FileLock>> LockCache(const std::string& path, bool alone) {
   auto lock = FileLock::Acquire(JoinPath(path, kLockName),
                                 alone ? FileLock::Mode::kExclusive : FileLock::Mode::kShared);
@@ -107,9 +113,7 @@ absl::StatusOr<std::unique_ptr<CacheDirectory>> CacheDirectory::Open(Options opt
   if (options.read_only && NeedsFinishing(options.path)) {
     return ExplainDamage(absl::DataLossError("a repair of it was interrupted"), options.path);
   }
-  if (options.read_only && !PathExists(rocks.path)) {
-    return absl::NotFoundError(absl::StrCat("no cache in ", options.path));
-  }
+  if (options.read_only) SH_RETURN_IF_ERROR(CheckIsThere(rocks.path, options.path));
   if (!options.read_only) SH_RETURN_IF_ERROR(MakeFolders(options.path, 0700));
   auto directory = std::unique_ptr<CacheDirectory>(new CacheDirectory());
   SH_ASSIGN_OR_RETURN(directory->lock_, LockCache(options.path, /*alone=*/!options.read_only));

@@ -58,6 +58,9 @@ class CacheDirectory {
   std::unique_ptr<ObjectStore> objects_;
 };
 
+// OK if `inside`, a path in the cache directory `path`, is there; NotFound, saying that there is no
+// cache, or PermissionDenied.
+absl::Status CheckIsThere(const std::string& inside, const std::string& path);
 // The lock of a cache directory, for one process alone or beside others that read.
 // FailedPrecondition says who holds it.
 absl::StatusOr<std::unique_ptr<FileLock>> LockCache(const std::string& path, bool alone);

@@ -322,9 +322,10 @@ class Repair {
 }  // namespace
 
 absl::StatusOr<CacheRepairReport> RepairCache(const CacheRepairOptions& options) {
-  if (!PathExists(JoinPath(options.path, kDatabase)) &&
-      !PathExists(JoinPath(options.path, kQuarantineName)) && !NeedsFinishing(options.path)) {
-    return absl::NotFoundError(absl::StrCat("no cache in ", options.path));
+  const absl::Status there = CheckIsThere(JoinPath(options.path, kDatabase), options.path);
+  if (!there.ok() && !PathExists(JoinPath(options.path, kQuarantineName)) &&
+      !NeedsFinishing(options.path)) {
+    return there;
   }
   SH_ASSIGN_OR_RETURN(const auto lock, LockCache(options.path, /*alone=*/true));
   // A link would be moved without what it leads to.

@@ -1,5 +1,6 @@
 #include "coordinator/ctl/cache_session.h"
 
+#include <cstdio>
 #include <limits>
 #include <thread>
 
@@ -276,9 +277,7 @@ absl::StatusOr<std::vector<std::string>> RemoteSession::VerifyShares() {
 
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenDirectory(const std::string& path,
                                                             CacheAccess access) {
-  if (access == CacheAccess::kChange && !PathExists(path)) {
-    return absl::NotFoundError(absl::StrCat("no cache in ", path));
-  }
+  if (access == CacheAccess::kChange) SH_RETURN_IF_ERROR(CheckIsThere(path, path));
   SH_ASSIGN_OR_RETURN(
       auto directory,
       CacheDirectory::Open({.path = path, .read_only = access == CacheAccess::kRead}));
@@ -293,6 +292,12 @@ absl::Status CheckChoice(const CacheChoice& choice) {
   return absl::InvalidArgumentError("choose one cache: --dir, --server, --coordinator or --recipe");
 }
 
+// Nothing was named: the only live coordinator is meant.
+bool IsGuess(const CacheChoice& choice) {
+  return choice.directory.empty() && choice.server.empty() && choice.coordinator.file.empty() &&
+         choice.coordinator.recipe.empty();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice& choice,
@@ -305,7 +310,14 @@ absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice
     SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(choice.coordinator.recipe));
     return OpenDirectory(recipe.cache_directory, access);
   }
+  if (absl::IsUnavailable(found.status()) && IsGuess(choice)) {
+    return absl::UnavailableError(
+        "no coordinator of yours is alive; name the cache with --dir, or its recipe with --recipe");
+  }
   SH_RETURN_IF_ERROR(found.status());
+  if (access != CacheAccess::kRead && IsGuess(choice)) {
+    std::fprintf(stderr, "the cache of the coordinator %s\n", found->path.c_str());
+  }
   if (found->file.cache.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(found->path, ": names no cache server"));
   }

@@ -56,8 +56,9 @@ bool IsAlive(const CoordinatorFile& file) { return IsRunning(file.pid); }
 
 void AddCoordinatorOptions(Command verb, CoordinatorChoice* choice) {
   const CommandOption file =
-      verb.AddOption("--coordinator", &choice->file, "coordinator.json of the coordinator meant")
-          .ValueName("FILE");
+      verb.AddOption("--coordinator", &choice->file,
+                     "the coordinator meant: its coordinator.json, or the folder of that")
+          .ValueName("PATH");
   verb.AddOption("--recipe", &choice->recipe, "the recipe whose coordinator is meant")
       .ValueName("FILE")
       .Excludes(file);
@@ -69,8 +70,16 @@ std::string CoordinatorFilePath(const std::string& state_folder) {
   return JoinPath(state_folder, "coordinator.json");
 }
 
+// What `--coordinator` names: the file itself, the folder it lies in, or the recipe's output.
+std::string CoordinatorFileOf(const std::string& named) {
+  for (const std::string& folder : {named, StateFolder(named)}) {
+    if (PathExists(CoordinatorFilePath(folder))) return CoordinatorFilePath(folder);
+  }
+  return named;
+}
+
 absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice) {
-  if (!choice.file.empty()) return FolderOf(choice.file);
+  if (!choice.file.empty()) return FolderOf(CoordinatorFileOf(choice.file));
   if (!choice.recipe.empty()) {
     SH_ASSIGN_OR_RETURN(const Recipe recipe, ReadRecipe(choice.recipe));
     return StateFolder(recipe.output);
@@ -91,7 +100,8 @@ absl::StatusOr<std::string> FindStateFolder(const CoordinatorChoice& choice) {
 
 absl::StatusOr<Coordinator> FindCoordinator(const CoordinatorChoice& choice) {
   SH_ASSIGN_OR_RETURN(const std::string folder, FindStateFolder(choice));
-  const std::string path = choice.file.empty() ? CoordinatorFilePath(folder) : choice.file;
+  const std::string path =
+      choice.file.empty() ? CoordinatorFilePath(folder) : CoordinatorFileOf(choice.file);
   absl::StatusOr<CoordinatorFile> file = ReadCoordinatorFile(path);
   if (file.ok() && IsAlive(*file)) return Coordinator{path, *std::move(file)};
   if (!file.ok() && !absl::IsNotFound(file.status())) return file.status();

@@ -347,7 +347,8 @@ void LocalJob::OnView(absl::StatusOr<AdminView> view) {
 void LocalJob::CheckIfOver() {
   const bool students_over = std::all_of(students_.begin(), students_.end(),
                                          [](const Student& student) { return student.over; });
-  if (students_over && !CaptureIsOver() && !std::exchange(told_of_capture_, true)) {
+  if (students_over && view_is_fresh_ && !CaptureIsOver() &&
+      !std::exchange(told_of_capture_, true)) {
     printer_.Say(
         "No student is left to train; the capture goes on for later ones. Ctrl-C ends it, "
         "and what is stored stays.");

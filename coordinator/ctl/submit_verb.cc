@@ -49,8 +49,9 @@ absl::StatusOr<int> Submit(const Options& options) {
   loop.Run();
   if (!submitted.ok()) return submitted.status();
   for (const std::string& note : submitted->notes) std::fprintf(stderr, "%s\n", note.c_str());
-  PrintText(absl::StrCat(job->JobName(), submitted->resumed ? " goes on" : " is submitted",
-                         "; follow it with: coordinatorctl watch ", job->JobName(), "\n"));
+  PrintText(absl::StrCat(job->JobName(), submitted->resumed ? " goes on" : " is submitted", " (",
+                         coordinator.path, "); follow it with: coordinatorctl watch ",
+                         job->JobName(), "\n"));
   return kExitOk;
 }
 
@@ -61,8 +62,8 @@ void AddSubmitVerb(Command app, ChosenVerb& chosen) {
   Command verb = app.AddCommand("submit", "Hand a recipe to a running coordinator");
   verb.AddOption("RECIPE", &options->recipe, "the recipe's file").Required();
   verb.AddOption("--coordinator", &options->coordinator.file,
-                 "its coordinator.json; default: the only live one")
-      .ValueName("FILE");
+                 "its coordinator.json, or the folder of that; default: the only live one")
+      .ValueName("PATH");
   verb.SetFooter(
       "Teacher workers that the coordinator has take it up if they serve its teacher; students are "
       "not\n"
