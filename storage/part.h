@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/digest.h"
+#include "common/shared_bytes.h"
 #include "storage/sections.h"
 
 namespace stillhouse {
@@ -18,7 +19,7 @@ struct PartKey {
 struct Part {
   PartKey key;
   uint32_t row_count = 0;
-  std::string payload;  // of storage/codec.h
+  SharedBytes payload;  // of storage/codec.h
   friend bool operator==(const Part&, const Part&) = default;
 };
 

@@ -1,20 +1,13 @@
 #include "transport/channel.h"
 
-#include <utility>
-
 #include "absl/strings/str_cat.h"
 
 namespace stillhouse {
 
 uint64_t MessageBytes(const Frames& frames) {
   uint64_t bytes = 0;
-  for (const Frame& frame : frames) bytes += frame->size();
+  for (const Frame& frame : frames) bytes += frame.size();
   return bytes;
-}
-
-std::string TakeBytes(Frame frame) {
-  if (frame.use_count() != 1) return *frame;
-  return std::move(const_cast<std::string&>(*frame));
 }
 
 absl::Status CheckMessageSize(const Frames& frames) {

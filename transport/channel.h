@@ -16,10 +16,11 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "common/executor.h"
+#include "common/shared_bytes.h"
 
 namespace stillhouse {
 
-using Frame = std::shared_ptr<const std::string>;
+using Frame = SharedBytes;
 using Frames = std::vector<Frame>;
 
 inline constexpr uint64_t kMessageBytesMax = 24ull << 20;  // all frames of one message
@@ -59,10 +60,6 @@ class ClientChannel {
   // earlier one may be lost.
   virtual void SetConnected(absl::AnyInvocable<void()> connected) = 0;
 };
-
-// The bytes of a frame: moved out of it when nobody else holds it, else copied. REQUIRES: the
-// string was not made const, as no received frame is.
-std::string TakeBytes(Frame frame);
 
 // Ok, or InvalidArgument saying which limit `frames` breaks.
 absl::Status CheckMessageSize(const Frames& frames);

@@ -152,7 +152,7 @@ void RpcClientImpl::Finish(uint64_t id, absl::StatusOr<RpcMessage> result) {
 }
 
 void RpcClientImpl::Receive(Frames frames) {
-  const auto envelope = ParseEnvelope(*frames.front());
+  const auto envelope = ParseEnvelope(frames.front());
   const bool answer = envelope.has_value() && envelope->method.empty() &&
                       envelope->incarnation == options_.incarnation;
   if (!answer || (envelope->status.ok() && frames.size() < 2)) {

@@ -59,20 +59,18 @@ absl::Status CheckProtocol(const Envelope& theirs, const RpcOptions& ours) {
                    ": use versions of Stillhouse that are at most one protocol apart"));
 }
 
-Frame MakeFrame(std::string bytes) { return std::make_shared<std::string>(std::move(bytes)); }
-
 Frames PackMessage(const Envelope& envelope, RpcMessage message) {
   Frames frames;
   frames.reserve(2 + message.attachments.size());
-  frames.push_back(MakeFrame(SerializeEnvelope(envelope)));
-  frames.push_back(MakeFrame(std::move(message.body)));
+  frames.emplace_back(SerializeEnvelope(envelope));
+  frames.emplace_back(std::move(message.body));
   for (Frame& attachment : message.attachments) frames.push_back(std::move(attachment));
   return frames;
 }
 
 RpcMessage UnpackMessage(Frames frames) {
   RpcMessage message;
-  message.body = *frames.front();
+  message.body = std::string(frames.front().view());
   message.attachments.assign(std::make_move_iterator(frames.begin() + 1),
                              std::make_move_iterator(frames.end()));
   return message;

@@ -28,7 +28,6 @@ std::optional<Envelope> ParseEnvelope(absl::string_view bytes);
 // FailedPrecondition, naming both ranges, when no protocol is spoken by both sides.
 absl::Status CheckProtocol(const Envelope& theirs, const RpcOptions& ours);
 
-Frame MakeFrame(std::string bytes);
 // Envelope, body, attachments; and back (`frames` without the envelope).
 Frames PackMessage(const Envelope& envelope, RpcMessage message);
 RpcMessage UnpackMessage(Frames frames);

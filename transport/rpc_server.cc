@@ -78,7 +78,7 @@ class RpcServerImpl::Answerer {
 };
 
 void RpcServerImpl::Receive(const Peer& peer, Frames frames) {
-  const auto envelope = ParseEnvelope(*frames.front());
+  const auto envelope = ParseEnvelope(frames.front());
   if (!envelope.has_value() || envelope->method.empty() || frames.size() < 2) {
     ++counters_.malformed;
     return;

@@ -26,7 +26,9 @@ constexpr int kHandshakeMs = 5000;
 constexpr int kReconnectMs = 20;  // grows to kReconnectMaxMs while nobody answers
 constexpr int kReconnectMaxMs = 500;
 constexpr int kMessagesPerTurnMax = 64;  // then others on the loop have a turn
-constexpr size_t kCopyBytesMax = 1024;  // smaller frames are copied: cheaper than handing them over
+// Smaller frames are copied: cheaper than handing them over, and one that was received would keep
+// the whole buffer that ZeroMQ read it into.
+constexpr size_t kCopyBytesMax = 1024;
 constexpr size_t kPeersCountedMax = 1024;  // then peers that owe nothing are forgotten
 
 absl::Status ZmqStatus(absl::string_view action, absl::string_view address) {
@@ -37,7 +39,7 @@ absl::Status ZmqStatus(absl::string_view action, absl::string_view address) {
   return absl::InternalError(message);
 }
 
-// Bytes handed to ZeroMQ and not yet released by it. Atomic: its I/O thread releases.
+// Bytes of frames that ZeroMQ holds. Atomic: its I/O thread releases them.
 using BytesInFlight = std::atomic<uint64_t>;
 
 struct HeldFrame {
@@ -47,7 +49,7 @@ struct HeldFrame {
 
 void ReleaseFrame(void* /*data*/, void* hint) {
   auto* held = static_cast<HeldFrame*>(hint);
-  held->in_flight->fetch_sub(held->frame->size(), std::memory_order_relaxed);
+  held->in_flight->fetch_sub(held->frame.size(), std::memory_order_relaxed);
   delete held;
 }
 
@@ -55,16 +57,15 @@ void ReleaseFrame(void* /*data*/, void* hint) {
 class Message {
  public:
   Message() { zmq_msg_init(&message_); }
-  explicit Message(absl::string_view copied) {
-    SH_CHECK(zmq_msg_init_size(&message_, copied.size()) == 0, "out of memory");
-    memcpy(zmq_msg_data(&message_), copied.data(), copied.size());
+  explicit Message(absl::string_view bytes) {
+    SH_CHECK(zmq_msg_init_size(&message_, bytes.size()) == 0, "out of memory");
+    memcpy(zmq_msg_data(&message_), bytes.data(), bytes.size());
   }
+  // Holds the frame until ZeroMQ has sent it, which never writes to the bytes of what it sends.
   Message(const Frame& frame, const std::shared_ptr<BytesInFlight>& in_flight) {
-    // ZeroMQ never writes to the bytes of an outgoing message.
-    char* data = const_cast<char*>(frame->data());
-    in_flight->fetch_add(frame->size(), std::memory_order_relaxed);
-    auto* held = new HeldFrame{frame, in_flight};
-    SH_CHECK(zmq_msg_init_data(&message_, data, frame->size(), ReleaseFrame, held) == 0,
+    in_flight->fetch_add(frame.size(), std::memory_order_relaxed);
+    SH_CHECK(zmq_msg_init_data(&message_, const_cast<char*>(frame.data()), frame.size(),
+                               ReleaseFrame, new HeldFrame{frame, in_flight}) == 0,
              "out of memory");
   }
   ~Message() { zmq_msg_close(&message_); }
@@ -76,6 +77,12 @@ class Message {
     return {static_cast<const char*>(zmq_msg_data(&message_)), zmq_msg_size(&message_)};
   }
   bool more() const { return zmq_msg_more(&message_) != 0; }
+  Frame TakeFrame() {  // leaves an empty message
+    if (bytes().size() <= kCopyBytesMax) return std::string(bytes());
+    auto owner = std::make_shared<Message>();
+    zmq_msg_move(owner->get(), &message_);
+    return Frame(owner->bytes(), owner);
+  }
 
  private:
   zmq_msg_t message_;
@@ -268,14 +275,9 @@ absl::Status Socket::WatchConnections(absl::AnyInvocable<void(bool)> changed) {
 absl::Status Socket::SendFrames(const Frames& frames,
                                 const std::shared_ptr<BytesInFlight>& in_flight) {
   for (size_t i = 0; i < frames.size(); ++i) {
-    const bool more = i + 1 < frames.size();
-    if (frames[i]->size() <= kCopyBytesMax) {
-      Message message(*frames[i]);
-      SH_RETURN_IF_ERROR(SendFrame(message, more));
-    } else {
-      Message message(frames[i], in_flight);
-      SH_RETURN_IF_ERROR(SendFrame(message, more));
-    }
+    const bool copied = frames[i].size() <= kCopyBytesMax;
+    Message message = copied ? Message(frames[i].view()) : Message(frames[i], in_flight);
+    SH_RETURN_IF_ERROR(SendFrame(message, /*more=*/i + 1 < frames.size()));
   }
   return absl::OkStatus();
 }
@@ -298,7 +300,7 @@ bool Socket::Receive(Frames* frames) {
       frames->clear();
       continue;
     }
-    frames->push_back(std::make_shared<std::string>(part.bytes()));
+    frames->push_back(part.TakeFrame());
   }
   if (frames->size() != count) frames->clear();
   return true;
@@ -365,7 +367,7 @@ bool ZmqServer::Turn(int events) {
   for (int i = 0; i < kMessagesPerTurnMax; ++i) {
     if (!socket_->Receive(&frames)) return false;
     if (frames.size() < 2) continue;  // over a limit, or nothing behind the connection
-    const Peer peer{*frames[0], user_};
+    const Peer peer{std::string(frames[0].view()), user_};
     frames.erase(frames.begin());
     receiver_(peer, std::move(frames));
   }

@@ -134,7 +134,7 @@ void CacheClientImpl::Put(std::vector<Part> parts, Provenance provenance, Callba
     described->set_row_count(part.row_count);
     described->set_checksum(Xxh3(part.payload));
     bytes += part.payload.size();
-    payloads.push_back(std::make_shared<std::string>(std::move(part.payload)));
+    payloads.push_back(std::move(part.payload));
   }
   if (payloads.empty() || payloads.size() > kPutPartsMax || bytes > kPutBytesMax) {
     Fail<StoreAck>(std::move(done),
@@ -206,7 +206,7 @@ absl::Status CacheClientImpl::TakeParts(Getting& getting, RpcMessage message) {
     if (attachment >= message.attachments.size()) {
       return absl::DataLossError("the cache's answer lacks a payload");
     }
-    std::string payload = TakeBytes(std::move(message.attachments[attachment++]));
+    Frame payload = std::move(message.attachments[attachment++]);
     if (Xxh3(payload) != described.checksum()) {
       return absl::DataLossError(absl::StrCat("section ", key.section.ShortHex(), " row ",
                                               key.row_begin, " was damaged on its way"));
@@ -231,10 +231,10 @@ void CacheClientImpl::SendPiece(std::shared_ptr<Uploading> uploading) {
   request.set_offset(uploading->offset);
   request.set_replace(uploading->options.replace);
   request.set_upload(uploading->upload);
-  auto piece = std::make_shared<const std::string>(
-      uploading->bytes->substr(uploading->offset, kPartBytesMax));
+  const absl::string_view piece =
+      absl::string_view(*uploading->bytes).substr(uploading->offset, kPartBytesMax);
   const absl::Duration deadline = uploading->deadline;
-  CallUntil(deadline, "cache.PutObject", MakeMessage(request, {std::move(piece)}),
+  CallUntil(deadline, "cache.PutObject", MakeMessage(request, {Frame(piece, uploading->bytes)}),
             [this, uploading](absl::StatusOr<RpcMessage> answer) {
               AfterPiece(uploading, std::move(answer));
             });
@@ -299,12 +299,12 @@ absl::StatusOr<bool> CacheClientImpl::TakePiece(Downloading& downloading,
   }
   downloading.digest = response.digest();
   if (message.attachments.size() != 1 ||
-      bytes.size() + message.attachments[0]->size() > response.size() ||
-      (message.attachments[0]->empty() && response.size() != 0)) {
+      bytes.size() + message.attachments[0].size() > response.size() ||
+      (message.attachments[0].empty() && response.size() != 0)) {
     return absl::DataLossError(absl::StrCat(downloading.name, ": a piece has another size"));
   }
   if (bytes.empty()) bytes.reserve(std::min<uint64_t>(response.size(), 1ull << 30));
-  bytes.append(*message.attachments[0]);
+  absl::StrAppend(&bytes, message.attachments[0].view());
   if (bytes.size() < response.size()) return false;
   if (Sha256Of(bytes).AsStringView() != downloading.digest) {
     return absl::DataLossError(

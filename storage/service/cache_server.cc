@@ -50,7 +50,7 @@ absl::StatusOr<PutItem> PutItemOf(RpcMessage message) {
   item.provenance.producer_class = request.producer_class();
   for (int i = 0; i < request.parts_size(); ++i) {
     SH_ASSIGN_OR_RETURN(const PartKey key, KeyOf(request.parts(i)));
-    std::string payload = TakeBytes(std::move(message.attachments[i]));
+    Frame payload = std::move(message.attachments[i]);
     if (Xxh3(payload) != request.parts(i).checksum()) {
       return absl::UnavailableError("a payload was damaged on its way; send it again");
     }
@@ -189,7 +189,7 @@ void CacheServerImpl::Get(RpcMessage message, Respond respond) {
           described->set_found(true);
           described->set_row_count(parts[i]->row_count);
           described->set_checksum(Xxh3(parts[i]->payload));
-          payloads.push_back(std::make_shared<std::string>(std::move(parts[i]->payload)));
+          payloads.push_back(std::move(parts[i]->payload));
         }
         return MakeMessage(response, std::move(payloads));
       },
@@ -202,8 +202,9 @@ void CacheServerImpl::PutObject(RpcMessage message, Respond respond) {
   if (message.attachments.size() != 1) {
     return respond(absl::InvalidArgumentError("one piece is attached to a request"));
   }
-  ObjectPiece piece{request->name(),    request->size(),   request->offset(),
-                    request->replace(), request->upload(), *message.attachments[0]};
+  ObjectPiece piece{request->name(),   request->size(),
+                    request->offset(), request->replace(),
+                    request->upload(), std::string(message.attachments[0].view())};
   store_.Write<ObjectProgress>(
       [piece = std::move(piece)](TeacherCache&,
                                  ObjectStore& objects) -> absl::StatusOr<ObjectProgress> {
@@ -236,7 +237,7 @@ void CacheServerImpl::GetObject(RpcMessage message, Respond respond) {
         pb::GetObjectResponse response;
         response.set_size(header.size);
         response.set_digest(RawDigest(header.digest));
-        return MakeMessage(response, {std::make_shared<const std::string>(std::move(piece))});
+        return MakeMessage(response, {std::move(piece)});
       },
       std::move(respond));
 }

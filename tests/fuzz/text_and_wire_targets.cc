@@ -54,7 +54,7 @@ Frames CutIntoFrames(absl::string_view bytes) {
   Frames frames;
   while (frames.size() < kFramesTried) {
     const size_t end = bytes.find(kFrameEnd);
-    frames.push_back(MakeFrame(std::string(bytes.substr(0, end))));
+    frames.emplace_back(std::string(bytes.substr(0, end)));
     if (end == absl::string_view::npos) break;
     bytes.remove_prefix(end + 1);
   }

@@ -54,7 +54,7 @@ std::vector<ExportPart> SomeParts() {
       const Digest section = Sha256Of(absl::StrCat("section ", d, " ", spec));
       parts.push_back(
           {{{section, 0}, 100 + d, absl::StrCat("\x04payload ", d, std::string(d, 'x'))}, spec});
-      parts.push_back({{{section, 100 + d}, 7, "\x01"}, spec});
+      parts.push_back({{{section, 100 + d}, 7, std::string("\x01")}, spec});
     }
   }
   return parts;

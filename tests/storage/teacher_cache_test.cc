@@ -135,7 +135,7 @@ TEST_P(TeacherCacheTest, OtherBytesForTheSameValuesAreTheSame) {
   StatsRows rows;
   rows.entropy = rows.logsumexp = rows.top1_logprob = rows.next_logprob = {0.0f};
   rows.top1_id = {0};
-  Part part{{SectionKey(TestTeacher(), TestDocument(1), SectionSpec{}), 0}, 1, ""};
+  Part part{{SectionKey(TestTeacher(), TestDocument(1), SectionSpec{}), 0}, 1, {}};
   part.payload = EncodeStats(rows, 0, 1);
   SH_CHECK_OK(cache_->Put({PutItem{{part}, TestProvenance(SectionSpec{})}}));
   // Columns of 8 bits where the encoder needs none.
@@ -204,8 +204,11 @@ TEST_P(TeacherCacheTest, PutsThatFitNoSectionAreRefused) {
   EXPECT_TRUE(refused([](PutItem& item) { item.parts[0].key.row_begin = 5; }));
   EXPECT_TRUE(refused([](PutItem& item) { item.parts[0].row_count = 11; }));
   EXPECT_TRUE(refused([](PutItem& item) { item.parts[0].row_count = 0; }));
-  EXPECT_TRUE(refused([](PutItem& item) { item.parts[0].payload.pop_back(); }));
-  EXPECT_TRUE(refused([](PutItem& item) { item.parts[0].payload = ""; }));
+  EXPECT_TRUE(refused([](PutItem& item) {
+    SharedBytes& payload = item.parts[0].payload;
+    payload = std::string(payload.view().substr(0, payload.size() - 1));
+  }));
+  EXPECT_TRUE(refused([](PutItem& item) { item.parts[0].payload = {}; }));
   EXPECT_TRUE(refused([](PutItem& item) { item.provenance.spec = SampledSpec(); }));
   EXPECT_TRUE(refused([](PutItem& item) { item.provenance.producer_class.resize(5000); }));
 }

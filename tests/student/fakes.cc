@@ -97,7 +97,7 @@ std::vector<Part> TestTeacher::Parts(const Plan& plan, uint32_t document) const 
     const Digest section = SectionKey(fingerprint, planned.key, spec);
     for (uint32_t begin = 0; begin < planned.rows(); begin += spec.RowsPerPart()) {
       const uint32_t end = std::min(planned.rows(), begin + spec.RowsPerPart());
-      Part part{{section, begin}, end - begin, ""};
+      Part part{{section, begin}, end - begin, {}};
       if (spec.kind == SectionKind::kStats) part.payload = EncodeStats(targets.stats, begin, end);
       if (spec.kind == SectionKind::kLogitsSampled) {
         part.payload = EncodeSampled(targets.sampled, begin, end);

@@ -184,7 +184,8 @@ TEST_F(PrefetcherTest, RefusesDamagedParts) {
   MakeAllDurable();
   const PlanDocument document = plan_->document(order_[0]);
   const PartKey key{SectionKey(teacher_.fingerprint, document.key, teacher_.Sections()[0]), 0};
-  cache_.parts.at(key).payload.pop_back();
+  SharedBytes& payload = cache_.parts.at(key).payload;
+  payload = std::string(payload.view().substr(1));
   auto prefetcher = Make();
   const Taken taken = Take(*prefetcher, 1);
   ASSERT_TRUE(taken.has_value());

@@ -9,15 +9,13 @@ namespace {
 
 Frames ToFrames(std::vector<std::string> frames) {
   Frames out;
-  for (std::string& frame : frames) {
-    out.push_back(std::make_shared<const std::string>(std::move(frame)));
-  }
+  for (std::string& frame : frames) out.emplace_back(std::move(frame));
   return out;
 }
 
 std::vector<std::string> ToStrings(const Frames& frames) {
   std::vector<std::string> out;
-  for (const Frame& frame : frames) out.push_back(*frame);
+  for (const Frame& frame : frames) out.emplace_back(frame.view());
   return out;
 }
 
@@ -229,7 +227,7 @@ TEST_P(ChannelConformanceTest, FullQueueToAServerThatIsNotThereYetPushesBack) {
 
 TEST_P(ChannelConformanceTest, WaitingBytesAreBoundedToo) {
   auto client = AddClient();
-  const Frame large = std::make_shared<const std::string>(kMessageBytesMax, 'x');
+  const Frame large = std::string(kMessageBytesMax, 'x');
   size_t accepted = 0;
   absl::Status status;
   world_->Do([&] {

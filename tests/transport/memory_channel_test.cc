@@ -33,14 +33,14 @@ class MemoryWorld final : public ChannelWorld {
 INSTANTIATE_TEST_SUITE_P(Memory, ChannelConformanceTest,
                          testing::Values([] { return std::make_unique<MemoryWorld>(); }));
 
-Frames One(const std::string& text) { return {std::make_shared<const std::string>(text)}; }
+Frames One(const std::string& text) { return {text}; }
 
 class MemoryChannelTest : public testing::Test {
  protected:
   MemoryChannelTest() {
     server_ = *network_.MakeServer("s");
     server_->SetReceiver([this](const Peer& peer, Frames frames) {
-      seen_ += *frames[0] + " from " + peer.user + ";";
+      absl::StrAppend(&seen_, frames[0].view(), " from ", peer.user, ";");
     });
     client_ = network_.MakeClient("s", "uid/7");
   }
@@ -55,7 +55,7 @@ TEST_F(MemoryChannelTest, FateLosesDelaysAndDuplicatesButNeverReorders) {
   network_.SetFate([](const MemoryNetwork::Delivery& delivery) -> std::vector<absl::Duration> {
     EXPECT_TRUE(delivery.to_server);
     EXPECT_EQ(delivery.address, "s");
-    const std::string& text = *delivery.frames[0];
+    const absl::string_view text = delivery.frames[0];
     if (text == "lost") return {};
     if (text == "slow") return {absl::Seconds(2)};
     if (text == "twice") return {absl::ZeroDuration(), absl::Seconds(3)};

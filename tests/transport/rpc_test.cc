@@ -52,7 +52,7 @@ class RpcTest : public testing::Test {
   // What a hostile or foreign client sends.
   void SendRaw(const std::vector<std::string>& frames) {
     Frames message;
-    for (const std::string& frame : frames) message.push_back(MakeFrame(frame));
+    for (const std::string& frame : frames) message.emplace_back(frame);
     ASSERT_TRUE(raw_->Send(std::move(message)).ok());
     executor_.RunUntilIdle();
   }
@@ -72,15 +72,16 @@ TEST_F(RpcTest, AnswersCarryBodyAttachmentsAndTheCallersUser) {
   StartServer();
   StartClient();
   std::optional<Result> result;
-  const Frame bulk = MakeFrame(std::string(1 << 20, 'b'));
-  client_->Call("echo", {"hi", {bulk, MakeFrame("")}}, {}, Into(result));
+  const Frame bulk = std::string(1 << 20, 'b');
+  client_->Call("echo", {"hi", {bulk, Frame()}}, {}, Into(result));
   EXPECT_FALSE(result.has_value()) << "done ran inside Call";
   executor_.RunUntilIdle();
   ASSERT_TRUE(result.has_value() && result->ok());
   EXPECT_EQ((*result)->body, "uid/5 said hi");
   ASSERT_EQ((*result)->attachments.size(), 2u);
-  EXPECT_EQ((*result)->attachments[0], bulk) << "the memory network copies no frame, nor may we";
-  EXPECT_EQ(*(*result)->attachments[1], "");
+  EXPECT_EQ((*result)->attachments[0].data(), bulk.data())
+      << "the memory network copies no frame, nor may we";
+  EXPECT_EQ((*result)->attachments[1].view(), "");
 }
 
 TEST_F(RpcTest, StatusOfTheHandlerArrivesAsItIs) {
@@ -422,7 +423,7 @@ TEST_F(RpcTest, MalformedAnswersAreCountedAndDropped) {
   server_channel_->SetReceiver([&](const Peer& peer, Frames) {
     for (const auto& reply : replies) {
       Frames frames;
-      for (const std::string& frame : reply) frames.push_back(MakeFrame(frame));
+      for (const std::string& frame : reply) frames.emplace_back(frame);
       ASSERT_TRUE(server_channel_->Send(peer.connection, std::move(frames)).ok());
     }
     replies = {{SerializeEnvelope({1, 1, 1, "", absl::OkStatus(), 77}), "good"}};

@@ -144,8 +144,8 @@ class ZmqChannelTest : public testing::Test {
     bool answered = false;
     world_.Do([&] {
       client = *world_.MakeClient();
-      client->SetReceiver([&](Frames frames) { answered = *frames[0] == question; });
-      EXPECT_TRUE(client->Send({std::make_shared<const std::string>(question)}).ok());
+      client->SetReceiver([&](Frames frames) { answered = frames[0].view() == question; });
+      EXPECT_TRUE(client->Send({question}).ok());
     });
     EXPECT_TRUE(world_.WaitFor([&] { return answered; }));
     world_.Do([&] { client.reset(); });

@@ -107,8 +107,10 @@ TEST(CacheServiceTest, NobodyThereEndsWithTheDeadline) {
 TEST(CacheServiceTest, MalformedPutsAreRefused) {
   ServedCache cache;
   PutItem item = Item(SectionSpec{}, TestDocument(1), 10);
-  item.parts[0].payload[3] ^= 0x55;
-  item.parts[0].payload.pop_back();
+  std::string damaged(item.parts[0].payload.view());
+  damaged[3] ^= 0x55;
+  damaged.pop_back();
+  item.parts[0].payload = damaged;
   EXPECT_FALSE(cache.Put(item).ok());
   item.parts.clear();
   EXPECT_EQ(cache.Put(item).status().code(), absl::StatusCode::kInvalidArgument);

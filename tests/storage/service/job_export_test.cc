@@ -341,7 +341,7 @@ TEST_F(ForgedExportTest, PartsMustBeThoseOfTheJob) {
   EXPECT_THAT(Refusal(folder_path_), HasSubstr("more than the job wants"));
 
   auto nonsense = parts;
-  nonsense[0].second.payload = "\x01 nonsense";
+  nonsense[0].second.payload = std::string("\x01 nonsense");
   WriteParts(nonsense);
   EXPECT_THAT(Refusal(folder_path_), HasSubstr("stats of document 0: malformed payload"));
 }
