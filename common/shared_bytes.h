@@ -32,7 +32,9 @@ class SharedBytes {
   bool empty() const { return bytes_.empty(); }
   char operator[](size_t i) const { return bytes_[i]; }
 
-  friend bool operator==(const SharedBytes& a, const SharedBytes& b) { return a.bytes_ == b.bytes_; }
+  friend bool operator==(const SharedBytes& a, const SharedBytes& b) {
+    return a.bytes_ == b.bytes_;
+  }
 
  private:
   absl::string_view bytes_;

@@ -3,10 +3,12 @@
 #include <optional>
 
 #include "ATen/ops/addmm.h"
+#include "ATen/ops/empty.h"
 #include "ATen/ops/linear.h"
 #include "ATen/ops/mm.h"
 #include "ATen/ops/scaled_dot_product_attention.h"
 #include "ATen/ops/sum.h"
+#include "model/vector_product.h"
 #include "torch/csrc/autograd/custom_function.h"
 
 namespace stillhouse::ops {
@@ -62,6 +64,24 @@ at::Tensor Attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
       .to(at::kBFloat16);
 }
 
+// One row of a model that generates, on this CPU and without gradients.
+bool IsVector(const at::Tensor& x, const at::Tensor& w, bool trains) {
+  return x.dim() == 2 && x.size(0) == 1 && x.is_cpu() && !(at::GradMode::is_enabled() && trains) &&
+         (x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kFloat) &&
+         w.scalar_type() == x.scalar_type() && w.is_contiguous() && x.is_contiguous();
+}
+
+template <typename T>
+at::Tensor VectorLinear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
+  const auto bits = [](const at::Tensor& t) {
+    return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+  };
+  at::Tensor y = at::empty({1, w.size(0)}, x.options().requires_grad(false));
+  kernels::VectorProduct(bits(x), bits(w), bits(bias), w.size(0), w.size(1),
+                         static_cast<T*>(y.mutable_data_ptr()));
+  return y;
+}
+
 }  // namespace
 
 bool HasBf16Products() {
@@ -77,9 +97,13 @@ bool HasBf16Products() {
 
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
   const auto given = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
-  if (!Widens(x)) return at::linear(x, w, given);
   const bool trains =
       x.requires_grad() || w.requires_grad() || (bias.defined() && bias.requires_grad());
+  if (IsVector(x, w, trains)) {
+    return x.scalar_type() == at::kFloat ? VectorLinear<float>(x, w, bias)
+                                         : VectorLinear<uint16_t>(x, w, bias);
+  }
+  if (!Widens(x)) return at::linear(x, w, given);
   return at::GradMode::is_enabled() && trains ? WideLinear::apply(x, w, given)
                                               : WideProduct(x, w.t(), bias);
 }

@@ -84,5 +84,30 @@ TEST(MatmulTest, Float32IsLeftAsItIs) {
   EXPECT_TRUE(Linear(x, w).equal(at::linear(x, w)));
 }
 
+// What a model that generates multiplies: odd sizes, more rows than one thread takes, in both
+// types.
+TEST(MatmulTest, OneRowIsMultipliedAsManyAre) {
+  for (const int64_t inputs : {1, 31, 32, 67, 640}) {
+    for (const int64_t outputs : {1, 5, 1000}) {
+      const at::Tensor x = RandomBf16({1, inputs}), w = RandomBf16({outputs, inputs});
+      const at::Tensor bias = RandomBf16({outputs});
+      const at::Tensor exact = at::linear(x.to(at::kDouble), w.to(at::kDouble));
+      const at::Tensor moved = exact.add(bias.to(at::kDouble));
+      ExpectNear(Linear(x, w), exact);
+      ExpectNear(Linear(x, w, bias), moved);
+      const at::Tensor wide = Linear(x.to(at::kFloat), w.to(at::kFloat), bias.to(at::kFloat));
+      EXPECT_LT(wide.to(at::kDouble).sub(moved).abs().max().item().toDouble(),
+                1e-5 * static_cast<double>(inputs));
+      EXPECT_TRUE(Linear(x, w, bias).equal(Linear(x, w, bias))) << "not the same bits again";
+    }
+  }
+  // A matrix that is a view of another, and a row that is trained, go another way.
+  const at::Tensor x = RandomBf16({1, 64}), w = RandomBf16({64, 48});
+  ExpectNear(Linear(x, w.t()), at::linear(x.to(at::kDouble), w.t().to(at::kDouble)));
+  at::Tensor trained = RandomBf16({3, 64}).requires_grad_(true);
+  Linear(x, trained).sum().backward();
+  EXPECT_TRUE(trained.grad().defined());
+}
+
 }  // namespace
 }  // namespace stillhouse::ops
