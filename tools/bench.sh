@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
 
-tools/setup/setup.sh bench
+tools/setup/setup.sh bench parity
 tools/build.sh release
 .deps/bench/bin/python tools/bench.py "$@"
 [ $# = 0 ] || exit 0

@@ -20,6 +20,8 @@ AIMS = {
     "open_100k_chunks_s": ("value", "<", 2),
     "client_read_mb_per_s": ("ratio", ">=", 0.5),
     "tokenize_mb_per_s": ("ratio", ">=", 5),
+    "forward_tokens_per_s": ("ratio", ">=", 1.15),
+    "generate_tokens_per_s": ("ratio", ">=", 2),
 }
 
 
