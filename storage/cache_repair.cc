@@ -111,7 +111,9 @@ class Repair {
       SH_RETURN_IF_ERROR(RemoveTree(scratch_));
       return report_;
     }
-    SH_RETURN_IF_ERROR(FsyncFolder(JoinPath(scratch_, kDatabase)));
+    for (const std::string& folder : {JoinPath(scratch_, kDatabase), aside_, scratch_}) {
+      SH_RETURN_IF_ERROR(FsyncFolder(folder));
+    }
     SH_RETURN_IF_ERROR(Rename(scratch_, JoinPath(options_.path, kRepaired)));
     Step("renamed");
     SH_ASSIGN_OR_RETURN(report_.quarantine, FinishRepair(options_.path));

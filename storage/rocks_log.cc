@@ -7,8 +7,10 @@
 #include <array>
 #include <utility>
 
-#include "absl/strings/match.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "common/byte_io.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -77,6 +79,12 @@ std::optional<Piece> PieceAt(absl::string_view bytes, size_t at) {
   const absl::string_view summed = bytes.substr(at + kHeaderBytes - 1, 1 + header.length);
   if (MaskedCrc(summed) != header.crc) return std::nullopt;
   return Piece{header.type, summed.substr(1)};
+}
+
+void SortByNumber(std::vector<std::string>& names) {
+  std::stable_sort(names.begin(), names.end(), [](const std::string& a, const std::string& b) {
+    return LogNumber(a) < LogNumber(b);
+  });
 }
 
 absl::StatusOr<std::string> ReadFirstBlock(const std::string& path) {
@@ -198,19 +206,27 @@ uint64_t SequenceOf(absl::string_view batch) {
   return sequence;
 }
 
+uint64_t LogNumber(absl::string_view name) {
+  uint64_t number = 0;
+  const bool parsed = absl::ConsumeSuffix(&name, ".log") && !name.empty() &&
+                      absl::ascii_isdigit(name[0]) && absl::SimpleAtoi(name, &number);
+  return parsed ? number : 0;
+}
+
 absl::StatusOr<std::vector<std::string>> ListLogs(const std::string& folder) {
   SH_ASSIGN_OR_RETURN(const std::vector<std::string> names, ListFolder(folder));
   std::vector<std::string> logs;
   for (const std::string& name : names) {
     struct stat info {};
     const bool file = stat(JoinPath(folder, name).c_str(), &info) == 0 && S_ISREG(info.st_mode);
-    if (file && absl::EndsWith(name, ".log")) logs.push_back(name);
+    if (file && LogNumber(name) > 0) logs.push_back(name);
   }
+  SortByNumber(logs);
   return logs;
 }
 
 bool SyncedWhole(const std::string& log, const std::vector<std::string>& synced) {
-  return !synced.empty() && log < synced.back();
+  return !synced.empty() && LogNumber(log) < LogNumber(synced.back());
 }
 
 absl::Status CheckLogFiles(const std::string& folder) {
@@ -256,7 +272,7 @@ absl::StatusOr<std::vector<std::string>> ReadSyncedLogs(const std::string& folde
   if (absl::IsNotFound(text.status())) return std::vector<std::string>();
   SH_RETURN_IF_ERROR(text.status());
   std::vector<std::string> names = absl::StrSplit(*text, '\n', absl::SkipEmpty());
-  std::sort(names.begin(), names.end());
+  SortByNumber(names);
   return names;
 }
 

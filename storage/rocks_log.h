@@ -34,7 +34,10 @@ std::vector<std::string> DescribeDamage(const LogContent& log);
 // The number of a batch's first change.
 uint64_t SequenceOf(absl::string_view batch);
 
-// The *.log files of a folder: names, by number.
+// The number in a log's name, which RocksDB pads to six digits and lets grow past them; 0 where
+// `name` is no log's.
+uint64_t LogNumber(absl::string_view name);
+// The logs of a folder: names, by number.
 absl::StatusOr<std::vector<std::string>> ListLogs(const std::string& folder);
 // DataLoss if a log begins with changes that are no younger than those of one before it (files were
 // exchanged or copied, which RocksDB does not survive), or if one or its end is gone.
@@ -43,7 +46,7 @@ absl::Status CheckLogFiles(const std::string& folder);
 // Which logs hold synced entries stands in a note beside them, one name a line: RocksDB would not
 // miss one. Names come before entries are acknowledged, and go before the log is deleted.
 inline constexpr char kSyncedLogsName[] = "SYNCED_LOGS";
-absl::StatusOr<std::vector<std::string>> ReadSyncedLogs(const std::string& folder);  // sorted
+absl::StatusOr<std::vector<std::string>> ReadSyncedLogs(const std::string& folder);  // by number
 // A log is synced to its end before a later one is: no crash cuts it short.
 bool SyncedWhole(const std::string& log, const std::vector<std::string>& synced);
 // Those of them that are gone, or empty.

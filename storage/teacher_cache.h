@@ -5,14 +5,14 @@
 // that writes, from one thread at a time (the writer); Get, Find and Totals from any. Ordering:
 // what a Put stored is found once it has returned. Durability: when Put returns OK, its parts
 // survive SIGKILL and power loss; the order is records in a file of their own, synced and ingested
-// (large parts), then one synced batch with the other records and every index entry. A crash in
-// between leaves records that no index entry names: harmless, and counted by verify. Integrity:
-// parts are decoded before they are written; every record is checked against its checksum and
-// against the key asked for when it is read. Space: Remove takes parts out of the index, and their
-// records are dead; Reclaim copies what is alive of segments that are mostly dead and frees them.
-// Reads under way meanwhile succeed: they ask the index again when a record has moved. Damage: a
-// read that meets a damaged part fails and notes it; from then on the part counts as not there, so
-// that it is captured again, and what is then written takes its place.
+// (large parts, or all that fill a segment), then one synced batch with the other records and every
+// index entry. A crash in between leaves records that no index entry names: harmless, and counted
+// by verify. Integrity: parts are decoded before they are written; every record is checked against
+// its checksum and against the key asked for when it is read. Space: Remove takes parts out of the
+// index, and their records are dead; Reclaim copies what is alive of segments that are mostly dead
+// and frees them. Reads under way meanwhile succeed: they ask the index again when a record has
+// moved. Damage: a read that meets a damaged part fails and notes it; from then on the part counts
+// as not there, so that it is captured again, and what is then written takes its place.
 #pragma once
 
 #include <cstdint>

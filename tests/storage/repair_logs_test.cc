@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "storage/rocks_log.h"
 #include "tests/storage/damage_fixture.h"
 
 namespace stillhouse {
@@ -210,6 +211,37 @@ TEST_F(RepairLogsTest, CutEndOfALogBeforeTheLastIsNoticed) {
   const Repaired repaired = ExpectRepairs(0);
   EXPECT_TRUE(repaired.report.gone_at_least);
   EXPECT_THAT(repaired.report.damaged_files, Contains(HasSubstr("is cut off")));
+}
+
+// RocksDB numbers files with six digits and then with more: as text 1000000 comes before 999999.
+TEST_F(RepairLogsTest, LogsOfMoreThanSixDigitsComeAfterTheOthers) {
+  Fill({kCacheData});
+  Kill();
+  ASSERT_GT(logs_.size(), 2u);
+  std::string note;
+  for (size_t i = 0; i < logs_.size(); ++i) {
+    const std::string name = absl::StrCat(1'000'001 - logs_.size() + i, ".log");
+    const std::string renamed = JoinPath(JoinPath(path_, "db"), name);
+    ASSERT_EQ(rename(logs_[i].c_str(), renamed.c_str()), 0);
+    logs_[i] = renamed;
+    absl::StrAppend(&note, name, "\n");
+  }
+  SH_CHECK_OK(WriteFileAtomically(JoinPath(path_, "db/SYNCED_LOGS"), note));
+  // (The MANIFEST still has the old numbers, so that RocksDB is not asked.)
+  EXPECT_EQ(CheckLogFiles(JoinPath(path_, "db")), absl::OkStatus());
+  const auto with_cut = [&](const std::string& log) {
+    const TempFolder copy = *TempFolder::Create();
+    CopyCache(path_, copy.path());
+    const std::string folder = JoinPath(copy.path(), "db");
+    CutFile(JoinPath(folder, BaseName(log)), ReadFile(log)->size() - 5);
+    return CheckLogFiles(folder).code();
+  };
+  EXPECT_EQ(with_cut(logs_.back()), absl::StatusCode::kOk);  // as a crash leaves it
+  EXPECT_EQ(with_cut(logs_[logs_.size() - 2]), absl::StatusCode::kDataLoss);
+  SH_CHECK_OK(RemoveTree(ManifestOf(path_)));
+  const Repaired repaired = ExpectRepairs(PartsOf(kDocuments));
+  EXPECT_THAT(repaired.report.damaged_files, Each(testing::Not(HasSubstr(".log"))));
+  EXPECT_THAT(repaired.gone, IsEmpty());
 }
 
 // The store keeps its name as long as any table tells it.
