@@ -230,15 +230,10 @@ absl::Status Capturer::CaptureLogits(const Plan& plan, const PlanBatch& batch,
 
 absl::Status Capturer::CaptureAllLogits(const Plan& plan, const PlanBatch& batch,
                                         const CaptureRequest& request, absl::Span<const Row> rows,
-                                        const at::Tensor& padded, absl::FunctionRef<void()> stepped,
+                                        const at::Tensor& hidden, absl::FunctionRef<void()> stepped,
                                         std::vector<CapturedDocument>* documents) {
-  std::vector<int64_t> places;
-  for (const Row& row : rows) places.push_back(row.place);
   const int64_t count = static_cast<int64_t>(rows.size());
-  at::Tensor hidden;  // [rows, H], padding left out
   SH_RETURN_IF_ERROR(CallTorch([&] {
-    hidden = padded.index_select(
-        0, at::from_blob(places.data(), {count}, at::TensorOptions().dtype(at::kLong)));
     if (!logits_.defined()) {
       logits_ = at::empty({chunk_rows_, backend_->config().vocab_size},
                           at::TensorOptions().dtype(backend_->dtype()));
@@ -288,9 +283,14 @@ absl::StatusOr<std::vector<CapturedDocument>> Capturer::Run(const Plan& plan,
   SH_RETURN_IF_ERROR(of_layers);
   SH_RETURN_IF_ERROR(
       CaptureHidden(batch, request, SectionKind::kHiddenLast, 0, rows, padded, &documents));
-  if (!std::all_of(request.begin(), request.end(), IsHidden)) {
-    SH_RETURN_IF_ERROR(CaptureAllLogits(plan, batch, request, rows, padded, stepped, &documents));
-  }
+  if (std::all_of(request.begin(), request.end(), IsHidden)) return documents;
+  at::Tensor hidden;  // without padding
+  SH_RETURN_IF_ERROR(CallTorch([&] {
+    hidden =
+        padded.index_select(0, at::from_blob(places.data(), {static_cast<int64_t>(places.size())},
+                                             at::TensorOptions().dtype(at::kLong)));
+  }));
+  SH_RETURN_IF_ERROR(CaptureAllLogits(plan, batch, request, rows, hidden, stepped, &documents));
   return documents;
 }
 

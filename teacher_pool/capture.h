@@ -68,9 +68,10 @@ class Capturer {
   absl::Status CaptureLogits(const Plan& plan, const PlanBatch& batch,
                              const CaptureRequest& request, absl::Span<const Row> rows,
                              const at::Tensor& hidden, std::vector<CapturedDocument>* documents);
+  // `hidden` [rows, H].
   absl::Status CaptureAllLogits(const Plan& plan, const PlanBatch& batch,
                                 const CaptureRequest& request, absl::Span<const Row> rows,
-                                const at::Tensor& padded, absl::FunctionRef<void()> stepped,
+                                const at::Tensor& hidden, absl::FunctionRef<void()> stepped,
                                 std::vector<CapturedDocument>* documents);
 
   // The sections of `kind`, and of this layer, from the padded [T, H] states.
