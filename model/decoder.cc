@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <map>
+#include <numeric>
 #include <utility>
 
 #include "ATen/ops/cat.h"
@@ -87,21 +88,17 @@ absl::Status CheckBatch(const ModelConfig& config, const DecoderBatch& batch) {
   if (batch.ids.dim() != 1 || batch.ids.scalar_type() != at::kLong) {
     return absl::InvalidArgumentError("a batch's ids must be one row of 64-bit integers");
   }
-  const std::vector<int64_t>& real = batch.real_lengths;
-  bool fits = real.empty() || real.size() == batch.lengths.size();
-  for (size_t i = 0; fits && i < real.size(); ++i)
-    fits = real[i] >= 1 && real[i] <= batch.lengths[i];
-  if (!fits) {
-    return absl::InvalidArgumentError("a batch's real lengths must be 1 to its lengths");
+  if (!batch.whole_lengths.empty() && batch.whole_lengths.size() != batch.lengths.size()) {
+    return absl::InvalidArgumentError("a batch must tell the whole length of each document");
   }
-  int64_t sum = 0;
-  for (const int64_t length : batch.lengths) {
-    if (length < 1 || length > config.TokensMax()) {
+  for (const std::vector<int64_t>* lengths : {&batch.lengths, &batch.whole_lengths}) {
+    for (const int64_t length : *lengths) {
+      if (length >= 1 && length <= config.TokensMax()) continue;
       return absl::InvalidArgumentError(absl::StrCat(
           "a document of ", length, " tokens; this model takes 1 to ", config.TokensMax()));
     }
-    sum += length;
   }
+  const int64_t sum = std::accumulate(batch.lengths.begin(), batch.lengths.end(), int64_t{0});
   if (batch.lengths.empty() || sum != batch.ids.size(0)) {
     return absl::InvalidArgumentError(
         absl::StrCat("lengths sum to ", sum, ", the batch has ", batch.ids.size(0), " tokens"));
@@ -150,7 +147,7 @@ at::Tensor Forward(const DecoderWeights& weights, const DecoderBatch& batch, Lay
   const ModelConfig& config = weights.config;
   const std::vector<Run> runs = RunsOf(batch.lengths);
   const RotaryAngles angles = AnglesOf(
-      config, batch.lengths, batch.real_lengths.empty() ? batch.lengths : batch.real_lengths,
+      config, batch.lengths, batch.whole_lengths.empty() ? batch.lengths : batch.whole_lengths,
       weights.embedding.scalar_type());
 
   at::Tensor x = at::embedding(weights.embedding, batch.ids);

@@ -76,9 +76,9 @@ absl::StatusOr<DecoderWeights> KeepLayers(const DecoderWeights& weights,
 struct DecoderBatch {
   at::Tensor ids;                // [T] int64, each in [0, V)
   std::vector<int64_t> lengths;  // each >= 1; they sum to T
-  // Of each document without the padding at its end, by which dynamic RoPE turns it; empty: none is
-  // padded.
-  std::vector<int64_t> real_lengths = {};
+  // Of each document as the text that it is, by which dynamic RoPE turns it: less than its length
+  // where it ends with padding, more where tokens at its end are left out. Empty: as `lengths`.
+  std::vector<int64_t> whole_lengths = {};
 };
 
 // Called after each layer with its index and the residual stream before and after it, both [T, H].

@@ -110,7 +110,7 @@ ops::RotaryTable MakeRotaryTable(const ModelConfig& config, int64_t positions, i
 }
 
 RotaryAngles AnglesOf(const ModelConfig& config, const std::vector<int64_t>& lengths,
-                      const std::vector<int64_t>& real_lengths, at::ScalarType dtype) {
+                      const std::vector<int64_t>& whole_lengths, at::ScalarType dtype) {
   // One table for all whose angles do not depend on their length, under 0; one for each other
   // length.
   struct Part {
@@ -118,7 +118,7 @@ RotaryAngles AnglesOf(const ModelConfig& config, const std::vector<int64_t>& len
   };
   std::map<int64_t, Part> parts;
   const auto part_of = [&](size_t document) -> Part& {
-    const int64_t length = real_lengths[document];
+    const int64_t length = whole_lengths[document];
     return parts[AnglesDependOnLength(config, length) ? length : 0];
   };
   for (size_t i = 0; i < lengths.size(); ++i) {

@@ -26,10 +26,10 @@ struct RotaryAngles {
 
 // Angles of documents end to end, positions from 0 in each, rounded to `dtype`. Dynamic RoPE turns
 // a document past max_positions by the base that its own whole length asks for, which is what one
-// forward pass of `transformers` over that document alone does; that length is its real one,
-// padding at its end left out. REQUIRES: real_lengths as many as lengths.
+// forward pass of `transformers` over that document alone does (DecoderBatch::whole_lengths).
+// REQUIRES: whole_lengths as many as lengths.
 RotaryAngles AnglesOf(const ModelConfig& config, const std::vector<int64_t>& lengths,
-                      const std::vector<int64_t>& real_lengths, at::ScalarType dtype);
+                      const std::vector<int64_t>& whole_lengths, at::ScalarType dtype);
 
 // Angles of positions 0..positions-1 of a text of `length` tokens.
 ops::RotaryTable MakeRotaryTable(const ModelConfig& config, int64_t positions, int64_t length,

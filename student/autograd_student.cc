@@ -51,7 +51,7 @@ class AutogradStudent final : public StudentModel {
     // The embedding as a leaf of this batch's rows: its gradient is then [T, H], not [V, H].
     at::Tensor rows;
     DecoderWeights bound = weights_;
-    DecoderBatch tokens{{}, batch.lengths};
+    DecoderBatch tokens{{}, batch.lengths, batch.whole_lengths};
     const auto count = static_cast<int64_t>(batch.ids.size());
     SH_RETURN_IF_ERROR(CallTorch([&] {
       rows = at::index_select(weights_.embedding.detach(), 0, IdTensor(batch.ids));
@@ -72,10 +72,9 @@ class AutogradStudent final : public StudentModel {
     });
   }
 
-  absl::StatusOr<at::Tensor> Hidden(const std::vector<int64_t>& ids,
-                                    const std::vector<int64_t>& lengths) override {
+  absl::StatusOr<at::Tensor> Hidden(const MicroBatch& batch) override {
     const at::NoGradGuard no_grad;
-    return ForwardHidden(weights_, {IdTensor(ids), lengths});
+    return ForwardHidden(weights_, {IdTensor(batch.ids), batch.lengths, batch.whole_lengths});
   }
 
  private:

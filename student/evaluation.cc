@@ -86,7 +86,7 @@ absl::Status Evaluator::Add(const Plan& plan, absl::Span<const DocumentTargets> 
   const MicroBatch batch = MakeMicroBatch(plan, documents, /*packed=*/true);
   std::vector<EvaluationSums> rows(batch.loss_rows.size());
   if (!rows.empty()) {
-    SH_ASSIGN_OR_RETURN(const at::Tensor hidden, model_.Hidden(batch.ids, batch.lengths));
+    SH_ASSIGN_OR_RETURN(const at::Tensor hidden, model_.Hidden(batch));
     SH_RETURN_IF_ERROR(AddRows(hidden, batch, &rows));
   }
   size_t next = 0;

@@ -40,6 +40,7 @@ MicroBatch MakeMicroBatch(const Plan& plan, absl::Span<const DocumentTargets> do
     const auto begin = static_cast<int64_t>(batch.ids.size());
     const int64_t length = packed ? rows : longest;
     batch.lengths.push_back(length);
+    batch.whole_lengths.push_back(static_cast<int64_t>(document.tokens.size()));
     batch.ids.insert(batch.ids.end(), document.tokens.begin(), document.tokens.begin() + rows);
     batch.ids.resize(static_cast<size_t>(begin + length), 0);
     for (uint32_t t = 0; t < rows; ++t) {

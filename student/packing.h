@@ -23,6 +23,8 @@ struct DocumentTargets {
 struct MicroBatch {
   std::vector<int64_t> ids;      // [T]
   std::vector<int64_t> lengths;  // sum to T
+  // Tokens of each whole document, as its teacher read it: one more than it has rows.
+  std::vector<int64_t> whole_lengths;
   // The rows that count towards a loss, ascending in T, with what they are compared with.
   std::vector<int64_t> loss_rows;      // [R]
   std::vector<int32_t> labels;         // [R]

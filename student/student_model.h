@@ -39,8 +39,7 @@ class StudentModel {
                                     std::vector<std::vector<float>>* values) = 0;
 
   // The states after the final norm of each token, [T, H] in the compute dtype, without gradients.
-  virtual absl::StatusOr<at::Tensor> Hidden(const std::vector<int64_t>& ids,
-                                            const std::vector<int64_t>& lengths) = 0;
+  virtual absl::StatusOr<at::Tensor> Hidden(const MicroBatch& batch) = 0;
   virtual at::Tensor Head() const = 0;  // [V, H] in the compute dtype
 };
 

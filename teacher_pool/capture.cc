@@ -53,7 +53,7 @@ DecoderBatch PaddedBatch(const Plan& plan, const PlanBatch& batch) {
   for (int64_t d = 0; d < documents; ++d) {
     const PlanDocument document = plan.document(batch.begin + static_cast<uint32_t>(d));
     std::copy(document.tokens.begin(), document.tokens.end(), ids + d * length);
-    padded.real_lengths.push_back(static_cast<int64_t>(document.tokens.size()));
+    padded.whole_lengths.push_back(static_cast<int64_t>(document.tokens.size()));
   }
   return padded;
 }

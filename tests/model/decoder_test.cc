@@ -222,8 +222,9 @@ TEST(DecoderTest, RefusesABatchThatIsNotAsStated) {
   EXPECT_THAT(ForwardHidden(weights, longer).status().message(), HasSubstr("takes 1 to 64"));
 }
 
-// Capture pads documents to the length of their batch; what they mean must not change by it.
-TEST(DecoderTest, PaddingDoesNotChangeTheAnglesOfDynamicRope) {
+// Capture pads documents to the length of their batch, students leave out the last token, which
+// nothing follows: what the others mean must not change by it.
+TEST(DecoderTest, DynamicRopeTurnsByTheWholeDocument) {
   ModelConfig config = SmallConfig();
   config.max_positions = 16;
   config.rope = {.kind = RopeScaling::Kind::kDynamic, .factor = 4};
@@ -238,7 +239,13 @@ TEST(DecoderTest, PaddingDoesNotChangeTheAnglesOfDynamicRope) {
     ASSERT_TRUE(alone.ok()) << alone.status();
     EXPECT_LT(Relative(padded->narrow(0, 40 * i, length), *alone), 1e-6) << length;
   }
-  EXPECT_FALSE(ForwardHidden(weights, {batch.ids, batch.lengths, {40, 41, 12}}).ok());
+  const at::Tensor cut = at::cat({batch.ids.narrow(0, 0, 39), batch.ids.narrow(0, 40, 24)});
+  const auto shorter = ForwardHidden(weights, {cut, {39, 24}, {40, 25}});
+  ASSERT_TRUE(shorter.ok()) << shorter.status();
+  EXPECT_LT(Relative(shorter->narrow(0, 0, 39), padded->narrow(0, 0, 39)), 1e-6);
+  EXPECT_LT(Relative(shorter->narrow(0, 39, 24), padded->narrow(0, 40, 24)), 1e-6);
+  EXPECT_FALSE(ForwardHidden(weights, {batch.ids, batch.lengths, {40, 65, 12}}).ok());
+  EXPECT_FALSE(ForwardHidden(weights, {batch.ids, batch.lengths, {40, 0, 12}}).ok());
   EXPECT_FALSE(ForwardHidden(weights, {batch.ids, batch.lengths, {40}}).ok());
 }
 

@@ -69,8 +69,10 @@ TEST(EvaluatorTest, FollowsADoubleReference) {
     for (uint32_t d = group.first; d < group.second; ++d) {
       documents.push_back(teacher.Targets(*plan, d));
       const PlanDocument document = plan->document(d);
-      const std::vector<int64_t> ids(document.tokens.begin(), document.tokens.end() - 1);
-      const auto hidden = student.model->Hidden(ids, {document.rows()});
+      MicroBatch alone;
+      alone.ids.assign(document.tokens.begin(), document.tokens.end() - 1);
+      alone.lengths = {document.rows()};
+      const auto hidden = student.model->Hidden(alone);
       ASSERT_TRUE(hidden.ok());
       const at::Tensor states = hidden->to(at::kDouble).contiguous();
       for (uint32_t t = 0; t < document.rows(); ++t) {

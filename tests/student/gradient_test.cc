@@ -152,7 +152,7 @@ TEST_P(GradientTest, PointsWhereTheLossGrows) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, GradientTest,
-                         testing::Values("tied", "untied", "qwen2", "qwen3", "mistral"),
+                         testing::Values("tied", "untied", "llama", "qwen2", "qwen3", "mistral"),
                          [](const auto& test) { return test.param; });
 
 TEST(StepperTest, LowersTheLossAndRepeatsBitForBit) {

@@ -52,6 +52,7 @@ TEST(MakeMicroBatchTest, LaysOutRowsLabelsAndTargets) {
         ++row;
       }
       begin += batch.lengths[d];
+      EXPECT_EQ(batch.whole_lengths[d], document.rows() + 1);
       if (packed) {
         EXPECT_EQ(batch.lengths[d], document.rows());
       }

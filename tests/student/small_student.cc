@@ -40,11 +40,16 @@ ModelConfig SmallVariant(const std::string& architecture) {
   ModelConfig config = SmallConfig(/*tied=*/false);
   config.architecture = architecture;
   config.qk_norm = architecture == "qwen3";
-  config.qkv_bias = architecture != "mistral";
+  config.qkv_bias = architecture == "qwen2" || architecture == "qwen3";
   config.output_bias = architecture == "qwen3";
-  if (architecture != "qwen3") config.SetWindow(5, {architecture == "mistral", true});
+  if (architecture == "qwen2" || architecture == "mistral") {
+    config.SetWindow(5, {architecture == "mistral", true});
+  }
   if (architecture == "mistral") {
     config.rope = {.kind = RopeScaling::Kind::kYarn, .factor = 4, .original_positions = 8};
+  } else if (architecture == "llama") {
+    config.max_positions = 8;
+    config.rope = {.kind = RopeScaling::Kind::kDynamic, .factor = 8};
   }
   SH_CHECK_OK(config.Validate());
   return config;

@@ -13,8 +13,8 @@
 namespace stillhouse {
 
 ModelConfig SmallConfig(bool tied);
-// The same as a "qwen2" with a window in its second layer, a "qwen3" with biases, or a "mistral"
-// with a window and YaRN.
+// The same as a "qwen2" with a window in its second layer, a "qwen3" with biases, a "mistral" with
+// a window and YaRN, or a "llama" with dynamic RoPE past 8 tokens.
 ModelConfig SmallVariant(const std::string& architecture);
 
 struct SmallStudent {
