@@ -1,5 +1,6 @@
 #include "model/matmul.h"
 
+#include <atomic>
 #include <optional>
 
 #include "ATen/ops/addmm.h"
@@ -17,6 +18,21 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::tensor_list;
+
+bool CpuHasBf16Products() {
+#if defined(__x86_64__)
+  // What oneDNN asks for (avx512_core).
+  return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq");
+#else
+  return true;
+#endif
+}
+
+std::atomic<bool>& Bf16Products() {
+  static std::atomic<bool> has = CpuHasBf16Products();
+  return has;
+}
 
 bool Widens(const at::Tensor& x) {
   return x.scalar_type() == at::kBFloat16 && x.is_cpu() && !HasBf16Products();
@@ -84,16 +100,8 @@ at::Tensor VectorLinear(const at::Tensor& x, const at::Tensor& w, const at::Tens
 
 }  // namespace
 
-bool HasBf16Products() {
-#if defined(__x86_64__)
-  // What oneDNN asks for (avx512_core).
-  static const bool has = __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
-#else
-  return true;
-#endif
-}
+bool HasBf16Products() { return Bf16Products(); }
+void PretendBf16Products(bool has) { Bf16Products() = has; }
 
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
   const auto given = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;

@@ -15,6 +15,9 @@ namespace stillhouse::ops {
 
 // Does PyTorch have bfloat16 products of its own for this CPU?
 bool HasBf16Products();
+// For tests: computes as a CPU would that has them, or has none; the numbers are right on any CPU,
+// the speed is not. Nothing else may be computing.
+void PretendBf16Products(bool has);
 
 // x [T, K] times w [N, K] transposed, with gradients; plus `bias` [N] where it is defined, before
 // the result is rounded.

@@ -6,6 +6,7 @@
 #include "ATen/ops/randn.h"
 #include "ATen/ops/scaled_dot_product_attention.h"
 #include "ATen/ops/zeros.h"
+#include "torch/csrc/autograd/function.h"
 
 namespace stillhouse::ops {
 namespace {
@@ -77,6 +78,20 @@ TEST(MatmulTest, AttentionIsCausalAndNearTheExactOne) {
     EXPECT_LT(got.to(at::kDouble).sub(exact).abs().max().item().toDouble(),
               4 * kBf16Step * exact.abs().max().item().toDouble());
   }
+}
+
+TEST(MatmulTest, EachKindOfCpuHasItsOwnProducts) {
+  const bool here = HasBf16Products();
+  const at::Tensor x = RandomBf16({37, 70}), w = RandomBf16({19, 70}).requires_grad_(true);
+  for (const bool has : {true, false}) {
+    PretendBf16Products(has);
+    EXPECT_EQ(HasBf16Products(), has);
+    const at::Tensor y = Linear(x, w);
+    EXPECT_EQ(y.grad_fn()->name().find("WideLinear") == std::string::npos, has)
+        << y.grad_fn()->name();
+    ExpectNear(y.detach(), at::linear(x.to(at::kDouble), w.detach().to(at::kDouble)));
+  }
+  PretendBf16Products(here);
 }
 
 TEST(MatmulTest, Float32IsLeftAsItIs) {
