@@ -3,9 +3,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
-#include "common/clock.h"
 #include "common/status.h"
 
 namespace stillhouse {
@@ -13,8 +10,8 @@ namespace {
 
 constexpr KvFamily kFamily = 0;
 constexpr int kScanRows = 1000;
-constexpr absl::Duration kReadersHoldAtMost = absl::Seconds(2);
-constexpr absl::Duration kLockRetry = absl::Milliseconds(20);
+constexpr absl::Duration kLockPause = absl::Milliseconds(20);
+constexpr int kLockPausesMax = 100;  // two seconds: longer than a reader holds it
 
 RocksOptions StoreOptions(const std::string& folder) {
   RocksOptions options;
@@ -29,12 +26,12 @@ std::string LockPath(const std::string& folder) { return JoinPath(folder, "STILL
 
 // For a coordinator that starts. ReadJournal holds the lock for a moment; another coordinator keeps
 // it.
-absl::StatusOr<std::unique_ptr<FileLock>> LockAlone(const std::string& folder) {
-  const absl::Duration until = SystemClock().Now() + kReadersHoldAtMost;
-  for (;;) {
+absl::StatusOr<std::unique_ptr<FileLock>> LockAlone(const std::string& folder,
+                                                    absl::FunctionRef<void(absl::Duration)> pause) {
+  for (int pauses = 0;; ++pauses) {
     auto lock = FileLock::Acquire(LockPath(folder), FileLock::Mode::kExclusive);
-    if (!absl::IsFailedPrecondition(lock.status()) || SystemClock().Now() >= until) return lock;
-    absl::SleepFor(kLockRetry);
+    if (!absl::IsFailedPrecondition(lock.status()) || pauses == kLockPausesMax) return lock;
+    pause(kLockPause);
   }
 }
 
@@ -85,9 +82,10 @@ Journal::Journal(std::unique_ptr<FileLock> lock, std::unique_ptr<KvStore> owned,
     : lock_(std::move(lock)), owned_(std::move(owned)), store_(store) {}
 
 absl::StatusOr<Journal::Opened> Journal::Open(const std::string& folder,
-                                              std::function<void(absl::Status)> on_error) {
+                                              std::function<void(absl::Status)> on_error,
+                                              absl::FunctionRef<void(absl::Duration)> pause) {
   SH_RETURN_IF_ERROR(MakeFolders(folder, 0700));
-  SH_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockAlone(folder));
+  SH_ASSIGN_OR_RETURN(std::unique_ptr<FileLock> lock, LockAlone(folder, pause));
   RocksOptions options = StoreOptions(folder);
   options.on_background_error = std::move(on_error);
   SH_ASSIGN_OR_RETURN_AT(std::unique_ptr<KvStore> store, OpenRocksKvStore(options),

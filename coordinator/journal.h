@@ -6,12 +6,16 @@
 // takes a higher incarnation; a lock keeps a second process out.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/executor.h"
 #include "common/file.h"
 #include "common/thread_pool.h"
@@ -29,9 +33,11 @@ class Journal {
     State state;  // with the new incarnation, which is durable already
   };
   // Makes the folder if need be. FailedPrecondition when another process holds it (for longer than
-  // a reader would: two seconds), DataLoss when a row is damaged. `on_error` as in RocksOptions.
-  static absl::StatusOr<Opened> Open(const std::string& folder,
-                                     std::function<void(absl::Status)> on_error);
+  // a reader would: two seconds), DataLoss when a row is damaged. `on_error` as in RocksOptions;
+  // `pause` waits between two looks at a lock that is held.
+  static absl::StatusOr<Opened> Open(
+      const std::string& folder, std::function<void(absl::Status)> on_error,
+      absl::FunctionRef<void(absl::Duration)> pause = absl::SleepFor);
   // Over a store of one family that the caller keeps; it must outlive the journal.
   static absl::StatusOr<Opened> OpenOver(KvStore& store);
 

@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <filesystem>
-#include <thread>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
@@ -280,8 +279,11 @@ TEST_F(JournalTest, OnDiskItIsHeldByOneAndReadByOthersWhenNobodyHoldsIt) {
   {
     absl::StatusOr<Journal::Opened> opened = Journal::Open(path, nullptr);
     ASSERT_TRUE(opened.ok()) << opened.status();
-    const absl::Status second = Journal::Open(path, nullptr).status();
+    absl::Duration paused;
+    const absl::Status second =
+        Journal::Open(path, nullptr, [&](absl::Duration pause) { paused += pause; }).status();
     EXPECT_TRUE(absl::IsFailedPrecondition(second)) << second;
+    EXPECT_EQ(paused, absl::Seconds(2));
     EXPECT_THAT(second.message(), HasSubstr("held by another process"));
     EXPECT_TRUE(absl::IsFailedPrecondition(ReadJournal(path).status()));
     SubmitAndReconcile(2);
@@ -295,11 +297,12 @@ TEST_F(JournalTest, OnDiskItIsHeldByOneAndReadByOthersWhenNobodyHoldsIt) {
   // A reader that holds it while a coordinator starts is waited for.
   auto reading = FileLock::Acquire(JoinPath(path, "STILLHOUSE.LOCK"), FileLock::Mode::kShared);
   ASSERT_TRUE(reading.ok()) << reading.status();
-  absl::Status started = absl::UnknownError("not yet");
-  std::thread coordinator([&] { started = Journal::Open(path, nullptr).status(); });
-  reading->reset();
-  coordinator.join();
+  int pauses = 0;
+  const absl::Status started = Journal::Open(path, nullptr, [&](absl::Duration) {
+                                 if (++pauses == 3) reading->reset();
+                               }).status();
   EXPECT_TRUE(started.ok()) << started;
+  EXPECT_EQ(pauses, 3);
   EXPECT_EQ(view->runs.size(), 2);
   EXPECT_TRUE(absl::IsNotFound(ReadJournal(path, "job/none").status()));
   const absl::StatusOr<Journal::Opened> again = Journal::Open(path, nullptr);
