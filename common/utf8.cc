@@ -79,6 +79,13 @@ char32_t Utf8CodePoint(absl::string_view text) {
   return code;
 }
 
+size_t Utf8CharacterBefore(absl::string_view text, size_t end) {
+  do {
+    --end;
+  } while (end > 0 && (static_cast<uint8_t>(text[end]) & 0xc0) == 0x80);
+  return end;
+}
+
 bool IsUtf8(absl::string_view text) { return FindInvalidUtf8(text) == absl::string_view::npos; }
 
 absl::Status CheckPathIsUtf8(absl::string_view path) {

@@ -22,6 +22,8 @@ int Utf8Length(absl::string_view text);
 size_t FindInvalidUtf8(absl::string_view text);
 // The code point of a well-formed character. REQUIRES: Utf8Length(text) > 0.
 char32_t Utf8CodePoint(absl::string_view text);
+// Where the character begins that ends before `end`. REQUIRES: well-formed `text`, end > 0.
+size_t Utf8CharacterBefore(absl::string_view text, size_t end);
 
 bool IsUtf8(absl::string_view text);
 

@@ -8,15 +8,8 @@
 namespace stillhouse {
 namespace {
 
-size_t CharacterBefore(absl::string_view text, size_t at) {
-  do {
-    --at;
-  } while (at > 0 && (static_cast<uint8_t>(text[at]) & 0xc0) == 0x80);
-  return at;
-}
-
 bool WordEndsAt(absl::string_view text, size_t at) {
-  return at > 0 && IsWordCharacter(Utf8CodePoint(text.substr(CharacterBefore(text, at), 4)));
+  return at > 0 && IsWordCharacter(Utf8CodePoint(text.substr(Utf8CharacterBefore(text, at), 4)));
 }
 
 bool WordBeginsAt(absl::string_view text, size_t at) {
@@ -25,7 +18,7 @@ bool WordBeginsAt(absl::string_view text, size_t at) {
 
 size_t SpaceBegin(absl::string_view text, size_t at) {
   while (at > 0) {
-    const size_t before = CharacterBefore(text, at);
+    const size_t before = Utf8CharacterBefore(text, at);
     if (!IsSpaceCharacter(Utf8CodePoint(text.substr(before, 4)))) break;
     at = before;
   }

@@ -213,17 +213,10 @@ size_t LeadingSpaces(absl::string_view token) {
   return count;
 }
 
-size_t CharacterBefore(absl::string_view text, size_t at) {
-  do {
-    --at;
-  } while (at > 0 && (static_cast<uint8_t>(text[at]) & 0xc0) == 0x80);
-  return at;
-}
-
 size_t TrailingSpaces(absl::string_view token) {
   size_t count = 0;
   while (!token.empty()) {
-    const size_t last = CharacterBefore(token, token.size());
+    const size_t last = Utf8CharacterBefore(token, token.size());
     if (!IsTrimmed(token.substr(last))) break;
     token = token.substr(0, last);
     ++count;
@@ -246,7 +239,7 @@ void BpeTokenizer::Trim(absl::string_view text, bool prefix_space,
     place.begin = std::min(place.begin, place.end);
     uint32_t end = place.end;
     size_t n = tokens[i].trailing;
-    for (; n > 0 && end > 0; --n) end = static_cast<uint32_t>(CharacterBefore(text, end));
+    for (; n > 0 && end > 0; --n) end = static_cast<uint32_t>(Utf8CharacterBefore(text, end));
     if (n == 0) place.end = std::max(end, place.begin);
   }
 }

@@ -34,18 +34,11 @@ size_t SizeAt(const char* at) {
 }
 
 void Mark(const Regex& regex, absl::string_view every, uint8_t bit, Classes& classes) {
-  Regex::Matcher matcher(regex);
-  matcher.Start(every);
-  for (;;) {
-    size_t begin = 0;
-    size_t end = 0;
-    const auto found = matcher.Next(&begin, &end);
-    SH_CHECK_OK(found);
-    if (!*found) return;
+  SH_CHECK_OK(Regex::Matcher(regex).ForEach(every, [&](size_t begin, size_t end) {
     for (size_t at = begin; at < end; at += SizeAt(every.data() + at)) {
       classes[CodeAt(every.data() + at)] |= bit;
     }
-  }
+  }));
 }
 
 std::unique_ptr<const Classes> MakeClasses() {

@@ -144,14 +144,7 @@ absl::Status PreTokenizer::Run::FindCuts(size_t step, absl::string_view text) {
       add(found, found + how.pattern.size());
     }
   } else {
-    level.matcher->Start(text);
-    for (;;) {
-      size_t begin = 0;
-      size_t end = 0;
-      SH_ASSIGN_OR_RETURN(const bool more, level.matcher->Next(&begin, &end));
-      if (!more) break;
-      add(begin, end);
-    }
+    SH_RETURN_IF_ERROR(level.matcher->ForEach(text, add));
   }
   if (at < text.size()) cuts.push_back({at, text.size(), how.invert});
   return absl::OkStatus();

@@ -286,18 +286,11 @@ Regex::Matcher::Matcher(const Regex& regex)
       context_(pcre2_match_context_create(nullptr)) {
   SH_CHECK(data_ != nullptr && context_ != nullptr);
   pcre2_set_heap_limit(static_cast<pcre2_match_context*>(context_), kRegexHeapLimitKib);
-  Start("");
 }
 
 Regex::Matcher::~Matcher() {
   pcre2_match_data_free(static_cast<pcre2_match_data*>(data_));
   pcre2_match_context_free(static_cast<pcre2_match_context*>(context_));
-}
-
-void Regex::Matcher::Start(absl::string_view text) {
-  text_ = text;
-  from_ = 0;
-  last_end_ = absl::string_view::npos;
 }
 
 int Regex::Matcher::Match(uint32_t options) {
@@ -342,6 +335,20 @@ absl::StatusOr<bool> Regex::Matcher::Next(size_t* begin, size_t* end) {
     return true;
   }
   return false;
+}
+
+absl::Status Regex::Matcher::ForEach(absl::string_view text,
+                                     absl::FunctionRef<void(size_t begin, size_t end)> match) {
+  text_ = text;
+  from_ = 0;
+  last_end_ = absl::string_view::npos;
+  for (;;) {
+    size_t begin = 0;
+    size_t end = 0;
+    SH_ASSIGN_OR_RETURN(const bool more, Next(&begin, &end));
+    if (!more) return absl::OkStatus();
+    match(begin, end);
+  }
 }
 
 }  // namespace stillhouse

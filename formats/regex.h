@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
@@ -59,14 +60,14 @@ class Regex::Matcher {
   Matcher(const Matcher&) = delete;
   Matcher& operator=(const Matcher&) = delete;
 
-  // REQUIRES: `text` is UTF-8 and outlives the calls of Next that follow.
-  void Start(absl::string_view text);
-  // The next match: true and its place, or false. ResourceExhausted past a limit, which all texts
-  // since NewBudget share.
-  absl::StatusOr<bool> Next(size_t* begin, size_t* end);
+  // Calls `match` with the place of each match. ResourceExhausted past a limit, which all texts
+  // since NewBudget share. REQUIRES: `text` is UTF-8.
+  absl::Status ForEach(absl::string_view text,
+                       absl::FunctionRef<void(size_t begin, size_t end)> match);
   void NewBudget() { spent_ = 0; }
 
  private:
+  absl::StatusOr<bool> Next(size_t* begin, size_t* end);  // false: there is none
   int Match(uint32_t options);
   int MatchWithin(uint32_t limit);
 
@@ -75,7 +76,7 @@ class Regex::Matcher {
   void* context_;  // pcre2_match_context
   absl::string_view text_;
   size_t from_ = 0;
-  size_t last_end_;
+  size_t last_end_ = absl::string_view::npos;
   uint64_t spent_ = 0;
 };
 

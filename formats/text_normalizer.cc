@@ -42,20 +42,14 @@ void TextNormalizer::Run::NewText() {
 
 absl::Status TextNormalizer::Run::Replace(size_t step, const TextView& text, AlignedText& out) {
   out.Clear(text);
-  Regex::Matcher& matcher = *matchers_[step];
-  matcher.Start(text.text);
   size_t at = 0;
-  for (;;) {
-    size_t begin = 0;
-    size_t end = 0;
-    SH_ASSIGN_OR_RETURN(const bool more, matcher.Next(&begin, &end));
-    if (!more) break;
+  SH_RETURN_IF_ERROR(matchers_[step]->ForEach(text.text, [&](size_t begin, size_t end) {
     out.Append(text.Sub(at, begin));
     // All of the new text counts as the last character that it replaces.
     out.AppendNew(owner_.steps_[step].content,
                   text.ranges == nullptr ? TextRange() : text.ranges[end - 1]);
     at = end;
-  }
+  }));
   out.Append(text.Sub(at, text.text.size()));
   return absl::OkStatus();
 }

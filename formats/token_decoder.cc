@@ -95,17 +95,12 @@ bool TokenDecoder::only_bytes() const {
 
 absl::StatusOr<std::string> TokenDecoder::Replace(size_t step, absl::string_view token) const {
   Regex::Matcher matcher(*patterns_[step]);
-  matcher.Start(token);
   std::string out;
   size_t at = 0;
-  for (;;) {
-    size_t begin = 0;
-    size_t end = 0;
-    SH_ASSIGN_OR_RETURN(const bool more, matcher.Next(&begin, &end));
-    if (!more) break;
+  SH_RETURN_IF_ERROR(matcher.ForEach(token, [&](size_t begin, size_t end) {
     absl::StrAppend(&out, token.substr(at, begin - at), steps_[step].content);
     at = end;
-  }
+  }));
   absl::StrAppend(&out, token.substr(at));
   return out;
 }

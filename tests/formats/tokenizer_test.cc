@@ -64,15 +64,11 @@ void CompareClasses(const std::string& path) {
     std::memcpy(expected.data(), raw.data(), raw.size());
     const auto regex = Regex::Compile(pattern);
     SH_CHECK_OK(regex);
-    Regex::Matcher matcher(**regex);
-    matcher.Start(every);
     std::vector<uint32_t> ends;
-    size_t begin = 0;
-    size_t end = 0;
-    while (*matcher.Next(&begin, &end)) {
+    SH_CHECK_OK(Regex::Matcher(**regex).ForEach(every, [&](size_t begin, size_t end) {
       ends.push_back(static_cast<uint32_t>(begin));
       ends.push_back(static_cast<uint32_t>(end));
-    }
+    }));
     EXPECT_TRUE(ends == expected) << pattern;
   }
   EXPECT_EQ(patterns, 4);
