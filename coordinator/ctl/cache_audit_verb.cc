@@ -183,9 +183,7 @@ void AddCacheAuditVerb(Command cache, ChosenVerb& chosen) {
   audit.AddOption("--model", &options->model, "the teacher; default: the recipe's");
   audit.AddOption("--dtype", &options->dtype, "to compute in; default: the recipe's, or bf16")
       .OneOf({"bf16", "fp32"});
-  audit.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
-  audit.AddOption("--server", &options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(audit, &options->choice.coordinator);
+  AddCacheOptions(audit, &options->choice);
   AddOutputOption(audit, &options->format);
   audit.SetFooter(
       "Whole batches are computed, as they were when they were captured: on the same kind of "

@@ -300,6 +300,12 @@ bool IsGuess(const CacheChoice& choice) {
 
 }  // namespace
 
+void AddCacheOptions(Command verb, CacheChoice* choice) {
+  verb.AddOption("--dir", &choice->directory, "cache directory that no server holds");
+  verb.AddOption("--server", &choice->server, "address of a cache server");
+  AddCoordinatorOptions(verb, &choice->coordinator);
+}
+
 absl::StatusOr<std::unique_ptr<CacheSession>> OpenCacheSession(const CacheChoice& choice,
                                                                CacheAccess access) {
   SH_RETURN_IF_ERROR(CheckChoice(choice));

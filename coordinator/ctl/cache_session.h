@@ -25,6 +25,8 @@ struct CacheChoice {
   std::string server;  // an address
   CoordinatorChoice coordinator;
 };
+// `choice` must live until the verb has run.
+void AddCacheOptions(Command verb, CacheChoice* choice);
 
 class CacheSession : public JobStore {
  public:

@@ -28,12 +28,6 @@ struct SpaceOptions {
 };
 using Options = std::shared_ptr<SpaceOptions>;
 
-void AddChoice(Command verb, const Options& options) {
-  verb.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
-  verb.AddOption("--server", &options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(verb, &options->choice.coordinator);
-}
-
 bool IsAtWork(const AdminView& view, const JobView& job) {
   if (job.state == "capturing") return true;
   const std::string prefix = absl::StrCat("run/", job.name.substr(sizeof("job/") - 1), "/");
@@ -146,7 +140,7 @@ using Verb = absl::StatusOr<int> (*)(const SpaceOptions&);
 Command AddVerb(Command cache, ChosenVerb& chosen, const char* name, const char* what, Verb verb,
                 const Options& options) {
   Command added = cache.AddCommand(name, what);
-  AddChoice(added, options);
+  AddCacheOptions(added, &options->choice);
   added.OnParsed([options, verb, &chosen] {
     options->job = std::string(absl::StripPrefix(options->job, "job/"));  // as other verbs print it
     chosen = [options, verb] { return verb(*options); };

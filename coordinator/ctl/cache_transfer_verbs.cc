@@ -108,9 +108,7 @@ void AddCacheTransferVerbs(Command cache, ChosenVerb& chosen) {
   const auto add = [&](const char* name, const char* what,
                        absl::StatusOr<int> (*verb)(const TransferOptions&)) {
     Command added = cache.AddCommand(name, what);
-    added.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
-    added.AddOption("--server", &options->choice.server, "address of a cache server");
-    AddCoordinatorOptions(added, &options->choice.coordinator);
+    AddCacheOptions(added, &options->choice);
     AddOutputOption(added, &options->format);
     added.OnParsed(
         [options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
@@ -122,7 +120,9 @@ void AddCacheTransferVerbs(Command cache, ChosenVerb& chosen) {
   exported.AddOption("JOB", &options->job, "job, captured whole").Required();
   exported.AddOption("--to", &options->folder, "folder to make; nothing may be there").Required();
   exported.SetFooter(
-      "The folder is written beside its place as NAME.tmp.XXXXXX and renamed when it is whole.\n"
+      "It is written beside its place as FOLDER.tmp.XXXXXX (six letters or digits), renamed when "
+      "it\n"
+      "is whole; where an export was killed, that one is to be deleted.\n"
       "Other programs read it with tools/stillhouse.py; its bytes stand in docs/formats.md.\n"
       "Example:\n  coordinatorctl cache export handbook --to handbook.export --dir cache\n");
 

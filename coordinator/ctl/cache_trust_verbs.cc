@@ -177,9 +177,7 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
 void AddCacheTrustVerbs(Command cache, ChosenVerb& chosen) {
   auto options = std::make_shared<TrustOptions>();
   Command verify = cache.AddCommand("verify", "Read and check everything");
-  verify.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
-  verify.AddOption("--server", &options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(verify, &options->choice.coordinator);
+  AddCacheOptions(verify, &options->choice);
   AddOutputOption(verify, &options->format);
   verify.SetFooter(
       "Exit code 7 when something is damaged.\n"

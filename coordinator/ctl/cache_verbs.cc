@@ -40,12 +40,6 @@ struct CacheOptions {
 };
 using Options = std::shared_ptr<CacheOptions>;
 
-void AddChoice(Command verb, const Options& options) {
-  verb.AddOption("--dir", &options->choice.directory, "cache directory that no server holds");
-  verb.AddOption("--server", &options->choice.server, "address of a cache server");
-  AddCoordinatorOptions(verb, &options->choice.coordinator);
-}
-
 void Print(const Json& json, const Table& table, OutputFormat format) {
   PrintText(format == OutputFormat::kTable ? RenderTable(table) : Render(json, format));
 }
@@ -306,7 +300,7 @@ using Verb = absl::StatusOr<int> (*)(const CacheOptions&);
 Command AddVerb(Command cache, ChosenVerb& chosen, const char* name, const char* what, Verb verb,
                 const Options& options) {
   Command added = cache.AddCommand(name, what);
-  AddChoice(added, options);
+  AddCacheOptions(added, &options->choice);
   added.OnParsed([options, verb, &chosen] { chosen = [options, verb] { return verb(*options); }; });
   return added;
 }
