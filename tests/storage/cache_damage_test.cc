@@ -236,13 +236,7 @@ TEST_F(CacheDamageTest, DamagedPartIsToldOnceThenCapturedAgain) {
   const PartKey key = parts[0].key;
   {
     const auto cache = OpenCache(path_);
-    KvStore& store = cache->sections().store();
-    const std::string place = PlaceKey((*cache->sections().Find({key}))[0]->place);
-    std::string record = **store.Get(kCacheData, place);
-    record[record.size() / 2] ^= 1;
-    KvBatch batch;
-    batch.Put(kCacheData, place, record);
-    SH_CHECK_OK(store.Write(batch, KvStore::Sync::kSync));
+    DamageRecordOf(*cache, key);
     const SpecTotals before = cache->sections().Totals()->at("logits/sampled?draws=50");
 
     const PartKey sound = DamageItem(0).parts[0].key;

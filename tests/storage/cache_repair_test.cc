@@ -258,13 +258,7 @@ TEST_F(CacheRepairTest, DamagedRecordInASoundTableIsKeptInQuarantine) {
   const PartKey key = DamageItem(1).parts[0].key;
   {
     const auto cache = OpenCache(path_);
-    KvStore& store = cache->sections().store();
-    const std::string place = PlaceKey((*cache->sections().Find({key}))[0]->place);
-    std::string record = **store.Get(kCacheData, place);
-    record[record.size() / 2] ^= 1;
-    KvBatch batch;
-    batch.Put(kCacheData, place, record);
-    SH_CHECK_OK(store.Write(batch, KvStore::Sync::kSync));
+    DamageRecordOf(*cache, key);
     SH_CHECK_OK(cache->Close());
   }
   const Repaired repaired = ExpectRepairs(PartsOf(kDocuments) - 1);

@@ -19,6 +19,7 @@
 #include "storage/cache_directory.h"
 #include "storage/cache_repair.h"
 #include "storage/cache_verify.h"
+#include "tests/storage/damage_record.h"
 #include "tests/storage/section_fixtures.h"
 
 namespace stillhouse {

@@ -85,17 +85,9 @@ TEST_F(RepairReportsTest, VerifyNamesRecordsBeforeAndBehindABadBlock) {
   std::string first, last;
   {
     const auto cache = OpenCache(path_);
-    KvStore& store = cache->sections().store();
     const std::vector<std::string> keys = places(*cache);
-    KvBatch batch;
-    const auto damage = [&](const std::string& key) {
-      std::string record = **store.Get(kCacheData, key);
-      record[record.size() / 2] ^= 1;
-      batch.Put(kCacheData, key, record);
-    };
-    damage(first = keys[1]);
-    damage(last = keys.back());
-    SH_CHECK_OK(store.Write(batch, KvStore::Sync::kSync));
+    DamageRecordAt(*cache, first = keys[1]);
+    DamageRecordAt(*cache, last = keys.back());
     SH_CHECK_OK(cache->Close());
   }
   const std::string table = Largest();

@@ -7,7 +7,9 @@
 
 #include "common/file.h"
 #include "common/status.h"
+#include "storage/record.h"
 #include "tests/coordinator/ctl/cache_verbs_fixture.h"
+#include "tests/storage/damage_record.h"
 
 namespace stillhouse {
 namespace {
@@ -15,7 +17,28 @@ namespace {
 using nlohmann::json;
 using testing::HasSubstr;
 
-using CacheVerbsTest = CacheVerbsFixture;
+class CacheVerbsTest : public CacheVerbsFixture {
+ protected:
+  // In each table with records a bit behind the first of each of these marks.
+  struct Mark {
+    const char* magic;
+    size_t behind;
+  };
+  void FlipBitsOf(const std::vector<Mark>& marks) {
+    const std::string database = JoinPath(directory_, "db");
+    const std::vector<std::string> names = *ListFolder(database);
+    int flipped = 0;
+    for (const std::string& name : names) {
+      const std::string path = JoinPath(database, name);
+      std::string bytes = *ReadFile(path);
+      if (!name.ends_with(".sst") || bytes.find(kPartMagic) == std::string::npos) continue;
+      for (const Mark& mark : marks) bytes[bytes.find(mark.magic) + mark.behind] ^= 1;
+      SH_CHECK_OK(WriteFileAtomically(path, bytes));
+      ++flipped;
+    }
+    ASSERT_EQ(flipped, 1);
+  }
+};
 
 TEST_F(CacheVerbsTest, LsNamesObjects) {
   const json listed = json::parse(Run(Dir("ls -o json")).out);
@@ -129,17 +152,7 @@ TEST_F(CacheVerbsTest, VerifyFindsAFlippedBit) {
 
 TEST_F(CacheVerbsTest, RepairKeepsWhatIsWholeAndListsWhatIsGone) {
   EXPECT_THAT(Run(Dir("repair")).out, HasSubstr("nothing to repair"));
-  const std::string database = JoinPath(directory_, "db");
-  const std::vector<std::string> names = *ListFolder(database);
-  for (const std::string& name : names) {
-    const std::string path = JoinPath(database, name);
-    std::string bytes = *ReadFile(path);
-    // A bit of the first record of a part.
-    const size_t record = name.ends_with(".sst") ? bytes.find("SHrc") : std::string::npos;
-    if (record == std::string::npos) continue;
-    bytes[record + 70] ^= 1;
-    SH_CHECK_OK(WriteFileAtomically(path, bytes));
-  }
+  FlipBitsOf({{kPartMagic, 70}});  // of the first part
   const Result found = Run(Dir("verify"));
   EXPECT_EQ(found.code, kExitCorrupt);
   EXPECT_THAT(found.out, HasSubstr(" damaged"));
@@ -158,17 +171,7 @@ TEST_F(CacheVerbsTest, RepairKeepsWhatIsWholeAndListsWhatIsGone) {
 
 // Of a lost part whose record and origin are both damaged its job tells.
 TEST_F(CacheVerbsTest, RepairNamesALostPartByItsJob) {
-  const std::string database = JoinPath(directory_, "db");
-  const std::vector<std::string> names = *ListFolder(database);
-  for (const std::string& name : names) {
-    const std::string path = JoinPath(database, name);
-    std::string bytes = *ReadFile(path);
-    const size_t record = name.ends_with(".sst") ? bytes.find("SHrc") : std::string::npos;
-    if (record == std::string::npos) continue;
-    bytes[record + 70] ^= 1;
-    bytes[bytes.find("SHor") + 40] ^= 1;
-    SH_CHECK_OK(WriteFileAtomically(path, bytes));
-  }
+  FlipBitsOf({{kPartMagic, 70}, {"SHor", 40}});
   const json repaired = json::parse(Run(Dir("repair -o json")).out);
   EXPECT_EQ(repaired["gone_at_least"], false);
   ASSERT_EQ(repaired["gone"].size(), 1u);
@@ -181,13 +184,7 @@ TEST_F(CacheVerbsTest, KnownDamageIsNoPartThatWasNotCapturedYet) {
     const auto cache = *CacheDirectory::Open({.path = directory_, .disk_reserve_bytes = 0});
     const auto plan = *ParsePlan(TestPlanBytes());
     const PartKey key = TestDocumentItems(*plan, 0, 0)[0].parts[0].key;
-    KvStore& store = cache->sections().store();
-    const std::string place = PlaceKey((*cache->sections().Find({key}))[0]->place);
-    std::string record = **store.Get(kCacheData, place);
-    record[record.size() / 2] ^= 1;
-    KvBatch batch;
-    batch.Put(kCacheData, place, record);
-    SH_CHECK_OK(store.Write(batch, KvStore::Sync::kSync));
+    DamageRecordOf(*cache, key);
     SH_CHECK_OK(cache->Close());
   }
   const std::string address = Serve(directory_, "s");
