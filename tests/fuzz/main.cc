@@ -5,7 +5,7 @@
 //
 // An input is a pure function of the seed and the iteration, so a crash is found again with --only;
 // both are printed when the process dies.
-#include <csignal>
+#include <atomic>
 #include <cstdio>
 #include <string>
 
@@ -21,20 +21,21 @@ namespace stillhouse {
 namespace {
 
 uint64_t seed = 1;
-volatile uint64_t iteration = 0;  // of the input under test
+std::atomic<uint64_t> iteration = 0;  // of the input under test
 
 void SayWhere() {
   std::fprintf(stderr, "fuzz: died at --seed %llu --only %llu\n",
-               static_cast<unsigned long long>(seed), static_cast<unsigned long long>(iteration));
+               static_cast<unsigned long long>(seed),
+               static_cast<unsigned long long>(iteration.load()));
 }
 
 int RunTarget(const FuzzTarget& target, double seconds) {
   const absl::Duration end = SystemClock().Now() + absl::Seconds(seconds);
-  for (iteration = 0; SystemClock().Now() < end; iteration = iteration + 1) {
+  for (iteration = 0; SystemClock().Now() < end; ++iteration) {
     target.run(Mutate(target.seeds, seed, iteration));
   }
   std::printf("fuzz: %s: %llu inputs\n", target.name.c_str(),
-              static_cast<unsigned long long>(iteration));
+              static_cast<unsigned long long>(iteration.load()));
   return iteration >= target.seeds.size() ? kExitOk : kExitFailed;
 }
 
