@@ -79,11 +79,12 @@ TEST_F(MpiFaultsTest, AStepWithoutFaultEndsWell) {
 }
 
 TEST_F(MpiFaultsTest, AHungPeerIsMissedWithinAFifthMoreThanTheDeadline) {
-  constexpr int kDeadlineMs = 4000;
+  constexpr int kDeadlineMs =
+      10'000;  // so long that a fifth of it is more than a busy core is late
   const Outcome outcome = RunStep("hung", 2, kDeadlineMs);
   EXPECT_EQ(outcome.code, kExitTimeout) << outcome.output;
   EXPECT_EQ(outcome.exit,
-            absl::DeadlineExceededError("rank 0: collective: rank 1 did not come within 4s"));
+            absl::DeadlineExceededError("rank 0: collective: rank 1 did not come within 10s"));
   EXPECT_GE(outcome.waited_ms, kDeadlineMs);
   EXPECT_LE(outcome.waited_ms, kDeadlineMs * 6 / 5);
 }
