@@ -41,7 +41,10 @@ absl::Status StatusOfNotice(absl::string_view text) {
 class Engine : public std::enable_shared_from_this<Engine> {
  public:
   Engine(std::unique_ptr<MessageLayer> layer, const MessageOptions& options)
-      : rank_(layer->rank()), size_(layer->size()), options_(options), layer_(std::move(layer)) {}
+      : rank_(layer->rank()),
+        size_(layer->size()),
+        options_(FitToRanks(options, layer->size())),
+        layer_(std::move(layer)) {}
 
   int rank() const { return rank_; }
   int size() const { return size_; }
@@ -190,6 +193,14 @@ class MessageCommunicator final : public CheckedCommunicator {
 };
 
 }  // namespace
+
+MessageOptions FitToRanks(MessageOptions options, int ranks) {
+  const size_t slots = static_cast<size_t>(options.pieces_in_flight) * std::max(1, ranks - 1);
+  const size_t fitting =
+      std::max(kStagingBytesMax / slots / sizeof(float) * sizeof(float), kPieceBytesMin);
+  options.piece_bytes = std::min(options.piece_bytes, fitting);
+  return options;
+}
 
 std::unique_ptr<Communicator> MakeMessageCommunicator(std::unique_ptr<MessageLayer> layer,
                                                       const MessageOptions& options) {

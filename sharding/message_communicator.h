@@ -16,9 +16,15 @@ namespace stillhouse {
 
 struct MessageOptions {
   absl::Duration deadline = absl::Minutes(5);  // of Wait
-  size_t piece_bytes = 1 << 20;  // a multiple of 4; large enough to be worth a message
-  int pieces_in_flight = 4;      // per peer and direction; bounds the staging memory
+  size_t piece_bytes = 1 << 20;  // at most; a multiple of 4, large enough to be worth a message
+  int pieces_in_flight = 4;      // per peer and direction
 };
+
+// A reduction holds so much of what other ranks sent and it has not summed yet.
+inline constexpr size_t kStagingBytesMax = 64 << 20;
+inline constexpr size_t kPieceBytesMin = 4096;
+// Pieces as small as kStagingBytesMax asks for between so many ranks; the same on each of them.
+MessageOptions FitToRanks(MessageOptions options, int ranks);
 
 // Calls of one communicator come from one thread, those of Abort from any. What a dead communicator
 // had started is never freed, nor is its layer.

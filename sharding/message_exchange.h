@@ -33,7 +33,6 @@ class Exchange {
   absl::StatusOr<bool> Advance();  // whether anything moved
   bool done() const;
   std::vector<int> Awaited() const;  // the ranks of which something is still to come
-  Operation operation() const { return collective_.operation; }
   FlatBuffer<char> TakeStaging() { return std::move(staging_); }  // REQUIRES: done
 
  private:

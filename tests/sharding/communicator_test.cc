@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "sharding/message_communicator.h"
+#include "sharding/message_exchange.h"
 #include "tests/sharding/conformance.h"
 #include "tests/sharding/memory_layer.h"
 
@@ -199,6 +200,17 @@ TEST(MessageCommunicatorTest, AnErrorOfTheLibraryIsHandedUpAndKillsIt) {
   FailMemoryLayer(*hub, 0, absl::InternalError("MPI: a message: no route"));
   EXPECT_EQ((*pending)->Wait(), absl::InternalError("MPI: a message: no route"));
   EXPECT_EQ(communicator->Barrier().status().code(), absl::StatusCode::kInternal);
+}
+
+TEST(MessageCommunicatorTest, StagingDoesNotGrowWithTheRanks) {
+  const Collective reduction{.operation = Operation::kReduceScatter};
+  for (const int ranks : {1, 2, 17, 18, 200, 4096}) {
+    const MessageOptions fitted = FitToRanks({}, ranks);
+    EXPECT_LE(Exchange::StagingBytes(reduction, ranks, fitted), kStagingBytesMax) << ranks;
+    EXPECT_EQ(fitted.piece_bytes % sizeof(float), 0u) << ranks;
+    EXPECT_GE(fitted.piece_bytes, kPieceBytesMin) << ranks;
+    EXPECT_EQ(fitted.piece_bytes == MessageOptions().piece_bytes, ranks <= 17) << ranks;
+  }
 }
 
 TEST(MessageCommunicatorTest, ADeadlineNamesTheRanksThatAreMissing) {
