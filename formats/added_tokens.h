@@ -24,7 +24,6 @@ class AddedTokens {
   // `pattern` is what to look for; `token` must outlive *this. InvalidArgument if it is empty or
   // another token's.
   absl::Status Add(const AddedToken& token, absl::string_view pattern);
-  bool empty() const { return nodes_.empty(); }
 
   // Calls `part` for what `text` consists of, left to right: the token found and its place, or null
   // and the place of the text between two.

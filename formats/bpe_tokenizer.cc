@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kTextBytesMax = 1ull << 30;       // offsets within a text are 32 bits
 constexpr size_t kTrackedBytesMax = 128ull << 20;  // where each byte's origin is kept: 8 more each
+constexpr size_t kKeptBytesMax = 4ull << 20;       // of a text whose working memory is used again
 
 }  // namespace
 
@@ -56,7 +57,8 @@ std::unique_ptr<BpeTokenizer::Work> BpeTokenizer::Borrow() const {
 }
 
 // There come to be as many as there were calls at one time.
-void BpeTokenizer::Return(std::unique_ptr<Work> work) const {
+void BpeTokenizer::Return(std::unique_ptr<Work> work, size_t text_bytes) const {
+  if (text_bytes > kKeptBytesMax) return;
   const MutexLock lock(mutex_);
   idle_.push_back(std::move(work));
 }
@@ -191,7 +193,7 @@ absl::StatusOr<std::vector<int32_t>> BpeTokenizer::Encode(absl::string_view text
       text, /*offsets=*/false, *work,
       [&](const AddedToken& token, const TextView&) { work->ids.push_back(token.id); }, encode);
   std::vector<int32_t> ids(work->ids.begin(), work->ids.end());
-  Return(std::move(work));
+  Return(std::move(work), text.size());
   SH_RETURN_IF_ERROR(status);
   return ids;
 }
@@ -270,7 +272,7 @@ absl::StatusOr<Encoding> BpeTokenizer::EncodeWithOffsets(absl::string_view text)
         add(token.id, part.text, part.Source(0, part.text.size()));
       },
       encode);
-  Return(std::move(work));
+  Return(std::move(work), text.size());
   SH_RETURN_IF_ERROR(status);
   for (const bool prefix_space : spec_.trims) Trim(text, prefix_space, tokens);
   Encoding encoding;

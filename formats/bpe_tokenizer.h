@@ -57,7 +57,7 @@ class BpeTokenizer final : public Tokenizer {
   void FillSafeCut();
 
   std::unique_ptr<Work> Borrow() const;
-  void Return(std::unique_ptr<Work> work) const;
+  void Return(std::unique_ptr<Work> work, size_t text_bytes) const;
   absl::Status Run(absl::string_view text, bool offsets, Work& work, AddedSink added,
                    PieceSink piece) const;
   absl::Status RunPart(const TextView& text, bool raw, Work& work, AddedSink added,

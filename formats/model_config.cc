@@ -166,6 +166,10 @@ absl::Status ModelConfig::Validate() const {
   }
   SH_RETURN_IF_ERROR(CheckTokenId("bos_token_id", bos_id, vocab_size));
   SH_RETURN_IF_ERROR(CheckTokenId("eos_token_id", eos_id, vocab_size));
+  if (more_eos_ids.size() >= kEndIdsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("eos_token_id lists ", more_eos_ids.size() + 1,
+                                                   " ids; at most ", kEndIdsMax, " are possible"));
+  }
   for (const int64_t id : more_eos_ids) {
     SH_RETURN_IF_ERROR(CheckTokenId("eos_token_id", id, vocab_size));
   }

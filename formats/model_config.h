@@ -32,6 +32,8 @@ struct RopeScaling {
 // "default", "linear", "dynamic", "yarn" or "llama3".
 absl::string_view RopeKindName(RopeScaling::Kind kind);
 
+inline constexpr size_t kEndIdsMax = 256;  // ids that end a text; real models have up to three
+
 struct ModelConfig {
   std::string architecture = "llama";  // Hugging Face's model_type: llama, qwen2, qwen3, mistral
   int64_t vocab_size = 0;              // rows of the embedding, padding rows included

@@ -212,6 +212,7 @@ absl::Status ReadGenerationConfig(const std::string& folder, ModelConfig& config
     if (id != *config.eos_id && std::find(more.begin(), more.end(), id) == more.end()) {
       more.push_back(id);
     }
+    if (more.size() >= kEndIdsMax) break;  // Validate tells
   }
   return Annotate(config.Validate(), path);
 }

@@ -32,14 +32,15 @@ void ChangeSpaces(const SplitStep& how, const TextView& text, AlignedText& out) 
   }
 }
 
-}  // namespace
-
+// `text` in the alphabet of byte-level vocabularies.
 void AppendByteLevel(const TextView& text, AlignedText& out) {
   for (size_t i = 0; i < text.text.size(); ++i) {
     out.AppendNew(ByteLevelCharacter(static_cast<uint8_t>(text.text[i])),
                   text.ranges == nullptr ? TextRange() : text.ranges[i]);
   }
 }
+
+}  // namespace
 
 absl::StatusOr<PreTokenizer> PreTokenizer::Create(const std::vector<SplitStep>& steps) {
   PreTokenizer made;

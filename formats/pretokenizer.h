@@ -64,7 +64,4 @@ class PreTokenizer {
   std::vector<Step> steps_;
 };
 
-// `text` in the alphabet of byte-level vocabularies.
-void AppendByteLevel(const TextView& text, AlignedText& out);
-
 }  // namespace stillhouse

@@ -185,6 +185,7 @@ TEST(ArchitecturesTest, RefusesByNameWhatItWouldComputeOtherwise) {
       {"mistral", {{"attention_bias", true}}, "attention_bias"},
       {"mistral", {{"sliding_window", 0}}, "sliding_window"},
       {"mistral", {{"quantization_config", {{"bits", 4}}}}, "quantization_config"},
+      {"llama", {{"eos_token_id", std::vector<int>(kEndIdsMax + 1, 2)}}, "at most 256"},
       {"llama",
        {{"vocab_size", 4000000}, {"hidden_size", 500000}, {"num_hidden_layers", 2}},
        "parameters"},
