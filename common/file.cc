@@ -207,6 +207,16 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<char*>(data_), size_);
 }
 
+void MappedFile::GiveBack(absl::string_view range) const {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(data_), end = start + size_;
+  const auto first = reinterpret_cast<uintptr_t>(range.data()), last = first + range.size();
+  if (range.empty() || first < start || last > end) return;
+  // Whole pages, also those at the ends, which neighbours share: who reads those maps them again.
+  const uintptr_t from = first / page * page, to = (last + page - 1) / page * page;
+  madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);  // advice: no error matters
+}
+
 absl::StatusOr<std::unique_ptr<FileLock>> FileLock::Acquire(const std::string& path, Mode mode) {
   int opened = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
   // A reader may lock a file that it may not write.

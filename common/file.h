@@ -67,6 +67,9 @@ class MappedFile {
 
   absl::string_view bytes() const { return {data_, size_}; }
   const std::string& path() const { return path_; }
+  // Takes the pages that hold `range` out of this process's memory, which counts them as its own as
+  // long as they are mapped; they stay readable. What lies outside of the map is left alone.
+  void GiveBack(absl::string_view range) const;
 
  private:
   MappedFile(std::string path, const char* data, size_t size)

@@ -6,21 +6,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <thread>
 #include <utility>
 
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/model_files.h"
+#include "formats/parallel_blocks.h"
 
 namespace stillhouse {
 namespace {
 
 constexpr uint64_t kBlockBytes = 4 << 20;
-constexpr unsigned kThreadsMax = 16;  // disks and memory give no more
 constexpr uint64_t kMemoBytesMax = 4096;
 constexpr absl::string_view kMemoHeader = "stillhouse fingerprint memo 1\n";
 
@@ -28,22 +25,6 @@ struct Block {
   absl::string_view bytes;
   Digest digest;
 };
-
-// Fills every block's digest, on as many threads as the machine has.
-void HashBlocks(std::vector<Block>& blocks) {
-  std::atomic<size_t> next{0};  // the next block nobody has taken; no other state is shared
-  const auto work = [&] {
-    for (size_t i = next.fetch_add(1); i < blocks.size(); i = next.fetch_add(1)) {
-      blocks[i].digest = Sha256Of(blocks[i].bytes);
-    }
-  };
-  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
-  const size_t count = std::min<size_t>({cores, kThreadsMax, blocks.size()});
-  std::vector<std::thread> threads;
-  for (size_t i = 1; i < count; ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
-}
 
 absl::StatusOr<Digest> HashTensors(const Weights& weights) {
   std::vector<Block> blocks;
@@ -53,7 +34,11 @@ absl::StatusOr<Digest> HashTensors(const Weights& weights) {
       blocks.push_back({bytes.substr(at, kBlockBytes), {}});
     }
   }
-  HashBlocks(blocks);
+  SH_RETURN_IF_ERROR(ForEachBlock(blocks.size(), [&](size_t i) {
+    blocks[i].digest = Sha256Of(blocks[i].bytes);
+    weights.GiveBack(blocks[i].bytes);
+    return absl::OkStatus();
+  }));
   Sha256 all;
   all.AddField("stillhouse tensors 1").AddU64(weights.tensors().size());
   size_t next = 0;

@@ -15,23 +15,17 @@ constexpr absl::string_view kMagic = "GGUF";
 constexpr int64_t kAlignmentDefault = 32;
 constexpr int64_t kAlignmentMax = 1 << 20;
 
-struct NumberedType {
-  uint32_t number;
-  GgmlType type;  // block 0: known by name only
-};
-constexpr std::array<NumberedType, 34> kTypes = {{
-    {0, {"F32", 1, 4}},     {1, {"F16", 1, 2}},      {3, {"Q4_1", 32, 20}},
-    {8, {"Q8_0", 32, 34}},  {2, {"Q4_0", 0, 0}},     {6, {"Q5_0", 0, 0}},
-    {7, {"Q5_1", 0, 0}},    {9, {"Q8_1", 0, 0}},     {10, {"Q2_K", 0, 0}},
-    {11, {"Q3_K", 0, 0}},   {12, {"Q4_K", 0, 0}},    {13, {"Q5_K", 0, 0}},
-    {14, {"Q6_K", 0, 0}},   {15, {"Q8_K", 0, 0}},    {16, {"IQ2_XXS", 0, 0}},
-    {17, {"IQ2_XS", 0, 0}}, {18, {"IQ3_XXS", 0, 0}}, {19, {"IQ1_S", 0, 0}},
-    {20, {"IQ4_NL", 0, 0}}, {21, {"IQ3_S", 0, 0}},   {22, {"IQ2_S", 0, 0}},
-    {23, {"IQ4_XS", 0, 0}}, {24, {"I8", 0, 0}},      {25, {"I16", 0, 0}},
-    {26, {"I32", 0, 0}},    {27, {"I64", 0, 0}},     {28, {"F64", 0, 0}},
-    {29, {"IQ1_M", 0, 0}},  {30, {"BF16", 0, 0}},    {34, {"TQ1_0", 0, 0}},
-    {35, {"TQ2_0", 0, 0}},  {39, {"MXFP4", 0, 0}},   {40, {"NVFP4", 0, 0}},
-    {41, {"Q1_0", 0, 0}},
+// Those with blocks of 0 are known by name only.
+constexpr std::array<GgmlType, 34> kTypes = {{
+    {0, "F32", 1, 4},       {1, "F16", 1, 2},       {30, "BF16", 1, 2},     {8, "Q8_0", 32, 34},
+    {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},    {6, "Q5_0", 32, 22},    {7, "Q5_1", 32, 24},
+    {12, "Q4_K", 256, 144}, {13, "Q5_K", 256, 176}, {14, "Q6_K", 256, 210}, {9, "Q8_1", 0, 0},
+    {10, "Q2_K", 0, 0},     {11, "Q3_K", 0, 0},     {15, "Q8_K", 0, 0},     {16, "IQ2_XXS", 0, 0},
+    {17, "IQ2_XS", 0, 0},   {18, "IQ3_XXS", 0, 0},  {19, "IQ1_S", 0, 0},    {20, "IQ4_NL", 0, 0},
+    {21, "IQ3_S", 0, 0},    {22, "IQ2_S", 0, 0},    {23, "IQ4_XS", 0, 0},   {24, "I8", 0, 0},
+    {25, "I16", 0, 0},      {26, "I32", 0, 0},      {27, "I64", 0, 0},      {28, "F64", 0, 0},
+    {29, "IQ1_M", 0, 0},    {34, "TQ1_0", 0, 0},    {35, "TQ2_0", 0, 0},    {39, "MXFP4", 0, 0},
+    {40, "NVFP4", 0, 0},    {41, "Q1_0", 0, 0},
 }};
 
 // Bytes of a metadata element of fixed size; 0 for strings, arrays and unknown types.
@@ -162,17 +156,25 @@ double Widen(float value) {
 }
 
 absl::StatusOr<const GgmlType*> TypeOf(uint32_t number, absl::string_view tensor) {
-  for (const NumberedType& known : kTypes) {
+  for (const GgmlType& known : kTypes) {
     if (known.number != number) continue;
-    if (known.type.block != 0) return &known.type;
-    return absl::UnimplementedError(absl::StrCat("tensor \"", Shown(tensor), "\" has type ",
-                                                 known.type.name,
-                                                 ", only F32, F16, Q8_0 and Q4_1 are implemented"));
+    if (known.block != 0) return &known;
+    return absl::UnimplementedError(
+        absl::StrCat("tensor \"", Shown(tensor), "\" has type ", known.name,
+                     ", only F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K are "
+                     "implemented"));
   }
   return Broken(absl::StrCat("tensor \"", Shown(tensor), "\" has unknown type ", number));
 }
 
 }  // namespace
+
+const GgmlType* FindGgmlType(absl::string_view name) {
+  for (const GgmlType& known : kTypes) {
+    if (known.name == name && known.block != 0) return &known;
+  }
+  return nullptr;
+}
 
 absl::StatusOr<std::shared_ptr<const GgufFile>> GgufFile::Open(const std::string& path) {
   std::shared_ptr<GgufFile> opened(new GgufFile);
@@ -303,6 +305,17 @@ absl::Status GgufFile::ParseTensors(ByteReader& reader, uint64_t count) {
     next = (next + bytes + mask) & ~mask;
   }
   return absl::OkStatus();
+}
+
+std::vector<FileIdentity> GgufFile::identities() const {
+  std::vector<FileIdentity> all = {identity_};
+  for (const auto& other : others_) all.push_back(other->identity_);
+  return all;
+}
+
+void GgufFile::GiveBack(absl::string_view bytes) const {
+  file_->GiveBack(bytes);
+  for (const auto& other : others_) other->file_->GiveBack(bytes);
 }
 
 const GgufTensor* GgufFile::FindTensor(absl::string_view name) const {

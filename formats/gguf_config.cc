@@ -111,14 +111,9 @@ absl::Status ReadYarn(const Keys& keys, ModelConfig& config) {
 // Is every divisor the one that `rope` means for its frequency?
 bool AreDivisorsOf(const RopeScaling& rope, const ModelConfig& config,
                    absl::Span<const float> divisors) {
-  const auto original = static_cast<double>(rope.original_positions);
+  const std::vector<float> wanted = RopeDivisors(rope, config);
   for (size_t i = 0; i < divisors.size(); ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
-    const double turns = original / (2 * std::numbers::pi * std::pow(config.rope_theta, exponent));
-    const double smooth = std::clamp(
-        (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0);
-    const double wanted = 1 / ((1 - smooth) / rope.factor + smooth);
-    if (!(std::abs(divisors[i] / wanted - 1) <= kDivisorErrorMax)) return false;
+    if (!(std::abs(divisors[i] / wanted[i] - 1) <= kDivisorErrorMax)) return false;
   }
   return true;
 }
@@ -218,14 +213,28 @@ absl::Status ReadTokenIds(const GgufFile& file, ModelConfig& config) {
 
 }  // namespace
 
+std::vector<float> RopeDivisors(const RopeScaling& rope, const ModelConfig& config) {
+  const auto original = static_cast<double>(rope.original_positions);
+  std::vector<float> divisors;
+  for (int64_t i = 0; i < config.head_dim / 2; ++i) {
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
+    const double turns = original / (2 * std::numbers::pi * std::pow(config.rope_theta, exponent));
+    const double smooth = std::clamp(
+        (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0, 1.0);
+    divisors.push_back(static_cast<float>(1 / ((1 - smooth) / rope.factor + smooth)));
+  }
+  return divisors;
+}
+
 absl::StatusOr<ModelConfig> GgufModelConfig(const GgufFile& file) {
   SH_ASSIGN_OR_RETURN(const std::optional<absl::string_view> architecture,
                       file.String("general.architecture"));
   if (!architecture.has_value()) return MissingKey("general.architecture");
   if (*architecture != "llama" && *architecture != "qwen2" && *architecture != "qwen3") {
-    return absl::UnimplementedError(
-        absl::StrCat("architecture \"", *architecture,
-                     "\" is not implemented, only \"llama\", \"qwen2\" and \"qwen3\""));
+    return absl::UnimplementedError(absl::StrCat("architecture \"", architecture->substr(0, 80),
+                                                 "\" is not implemented, only \"llama\" (as which "
+                                                 "llama.cpp writes Mistral too), \"qwen2\" and "
+                                                 "\"qwen3\""));
   }
   const Keys keys(file, std::string(*architecture));
   ModelConfig config;

@@ -5,25 +5,19 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/gguf_model.h"
 #include "formats/json.h"
-#include "formats/safetensors.h"
+#include "formats/safetensors_model.h"
 #include "formats/tokenizer_spec.h"
 
 namespace stillhouse {
 namespace {
 
 constexpr uint64_t kConfigBytesMax = 1 << 20;
-constexpr uint64_t kIndexBytesMax = 64 << 20;
-constexpr size_t kShardsMax = 4096;
-constexpr char kSingleFile[] = "model.safetensors";
-constexpr char kIndexFile[] = "model.safetensors.index.json";
 
 bool IsFolder(const std::string& path) {
   struct stat info {};
@@ -67,134 +61,6 @@ absl::Status NoConfig(const std::string& folder) {
     }
   }
   return absl::NotFoundError(absl::StrCat(folder, ": no config.json in this folder; ", hint));
-}
-
-// Tensors of one or several safetensors files, in the order of the config's parameters.
-class SafetensorsWeights final : public Weights {
- public:
-  void Add(TensorInfo info, std::shared_ptr<const SafetensorsFile> file,
-           const SafetensorsTensor& tensor) {
-    index_[info.name] = infos_.size();
-    infos_.push_back(std::move(info));
-    stored_.push_back({std::move(file), &tensor});
-  }
-  void AddFile(const SafetensorsFile& file) { identities_.push_back(file.identity()); }
-
-  const std::vector<TensorInfo>& tensors() const override { return infos_; }
-  const TensorInfo* Find(absl::string_view name) const override {
-    const auto found = index_.find(name);
-    return found == index_.end() ? nullptr : &infos_[found->second];
-  }
-  absl::Status ReadF32(absl::string_view name, absl::Span<float> out) const override {
-    SH_ASSIGN_OR_RETURN(const Stored* stored, Get(name));
-    SH_CHECK(static_cast<int64_t>(out.size()) == Find(name)->Count());
-    return stored->file->ReadF32(*stored->tensor, out);
-  }
-  absl::StatusOr<absl::string_view> RawBytes(absl::string_view name) const override {
-    SH_ASSIGN_OR_RETURN(const Stored* stored, Get(name));
-    return stored->file->Bytes(*stored->tensor);
-  }
-  std::vector<FileIdentity> files() const override { return identities_; }
-
- private:
-  struct Stored {
-    std::shared_ptr<const SafetensorsFile> file;
-    const SafetensorsTensor* tensor;
-  };
-  absl::StatusOr<const Stored*> Get(absl::string_view name) const {
-    const auto found = index_.find(name);
-    if (found != index_.end()) return &stored_[found->second];
-    return absl::NotFoundError(absl::StrCat("no tensor \"", name, "\""));
-  }
-
-  std::vector<TensorInfo> infos_;
-  std::vector<Stored> stored_;
-  std::vector<FileIdentity> identities_;
-  absl::flat_hash_map<std::string, size_t> index_;
-};
-
-using ShardMap = absl::flat_hash_map<std::string, std::shared_ptr<const SafetensorsFile>>;
-
-// The files of a folder: one, or those that its index names.
-absl::StatusOr<std::vector<std::shared_ptr<const SafetensorsFile>>> OpenShards(
-    const std::string& folder) {
-  std::vector<std::string> names;
-  const std::string index_path = JoinPath(folder, kIndexFile);
-  if (PathExists(JoinPath(folder, kSingleFile)) || !PathExists(index_path)) {
-    names.push_back(kSingleFile);
-  } else {
-    SH_ASSIGN_OR_RETURN(const Json index, ReadJsonFile(index_path, kIndexBytesMax));
-    const Json* map = JsonFields(index, index_path).Find("weight_map");
-    if (map == nullptr || !map->is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(index_path, ": `weight_map` is missing"));
-    }
-    absl::flat_hash_set<std::string> seen;
-    for (const auto& [tensor, file] : map->items()) {
-      const std::string name = file.is_string() ? file.get<std::string>() : "";
-      if (name.find('/') != std::string::npos || !absl::EndsWith(name, ".safetensors")) {
-        return absl::InvalidArgumentError(
-            absl::StrCat(index_path, ": \"", tensor.substr(0, 80),
-                         "\" must lie in a .safetensors file of the same folder"));
-      }
-      if (seen.insert(name).second) names.push_back(name);
-    }
-    std::sort(names.begin(), names.end());
-    if (names.size() > kShardsMax) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(index_path, ": more than ", kShardsMax, " files"));
-    }
-  }
-  std::vector<std::shared_ptr<const SafetensorsFile>> shards;
-  for (const std::string& name : names) {
-    SH_ASSIGN_OR_RETURN(auto shard, SafetensorsFile::Open(JoinPath(folder, name)));
-    shards.push_back(std::move(shard));
-  }
-  return shards;
-}
-
-// Tensors that checkpoints hold besides their parameters and that change nothing: the rotary tables
-// of old Llamas, and the head of a tied model, which transformers ties over it.
-bool MayBeIgnored(absl::string_view name, const ModelConfig& config) {
-  return absl::EndsWith(name, ".rotary_emb.inv_freq") ||
-         (config.tie_embeddings && name == "lm_head.weight");
-}
-
-absl::StatusOr<std::shared_ptr<const Weights>> OpenFolderWeights(const std::string& folder,
-                                                                 const ModelConfig& config) {
-  SH_ASSIGN_OR_RETURN(const auto shards, OpenShards(folder));
-  ShardMap where;
-  auto weights = std::make_shared<SafetensorsWeights>();
-  for (const auto& shard : shards) {
-    weights->AddFile(*shard);
-    for (const SafetensorsTensor& tensor : shard->tensors()) {
-      if (!where.emplace(tensor.name, shard).second) {
-        return absl::InvalidArgumentError(absl::StrCat(shard->path(), ": tensor \"", tensor.name,
-                                                       "\" is in another file of the folder too"));
-      }
-    }
-  }
-  for (const ModelConfig::Parameter& parameter : config.Parameters()) {
-    const auto found = where.find(parameter.name);
-    if (found == where.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(folder, ": tensor \"", parameter.name, "\" is missing"));
-    }
-    const SafetensorsTensor* tensor = found->second->Find(parameter.name);
-    if (tensor->shape != parameter.shape) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          found->second->path(), ": tensor \"", parameter.name, "\" has the shape ",
-          ShapeText(tensor->shape), ", config.json wants ", ShapeText(parameter.shape)));
-    }
-    weights->Add({parameter.name, tensor->dtype, parameter.shape}, found->second, *tensor);
-    where.erase(found);
-  }
-  for (const auto& [name, shard] : where) {
-    if (MayBeIgnored(name, config)) continue;
-    return absl::UnimplementedError(absl::StrCat(
-        shard->path(), ": tensor \"", name.substr(0, 80), "\" is not part of a ",
-        config.architecture, " model as its config describes it; what it does is not implemented"));
-  }
-  return std::shared_ptr<const Weights>(std::move(weights));
 }
 
 // Instruct models name there the ids that end an answer, beside the one of config.json.
@@ -263,7 +129,10 @@ absl::StatusOr<ModelFiles> OpenModelFiles(const std::string& path) {
   if (IsFolder(path)) {
     model.format = "huggingface";
     const std::string config_path = JoinPath(path, "config.json");
-    if (!PathExists(config_path)) return NoConfig(path);
+    if (!PathExists(config_path)) {
+      SH_ASSIGN_OR_RETURN(const std::string first, FindSplitGguf(path));
+      return first.empty() ? NoConfig(path) : OpenModelFiles(first);
+    }
     SH_ASSIGN_OR_RETURN(const std::string config, ReadFile(config_path, kConfigBytesMax));
     SH_ASSIGN_OR_RETURN(model.config, ParseConfigJson(config, config_path));
     SH_RETURN_IF_ERROR(ReadGenerationConfig(path, model.config));
@@ -271,7 +140,7 @@ absl::StatusOr<ModelFiles> OpenModelFiles(const std::string& path) {
     SH_ASSIGN_OR_RETURN(model.tokenizer, OpenFolderTokenizer(path, &model.config));
   } else {
     model.format = "gguf";
-    SH_ASSIGN_OR_RETURN(const std::shared_ptr<const GgufFile> file, GgufFile::Open(path));
+    SH_ASSIGN_OR_RETURN(const std::shared_ptr<const GgufFile> file, GgufFile::OpenWhole(path));
     SH_ASSIGN_OR_RETURN_AT(model.config, GgufModelConfig(*file), path);
     SH_ASSIGN_OR_RETURN(model.weights, GgufModelWeights(file, model.config));
     SH_ASSIGN_OR_RETURN(model.tokenizer, OpenGgufTokenizer(*file));
@@ -287,10 +156,14 @@ absl::StatusOr<ModelFiles> OpenModelFiles(const std::string& path) {
 absl::StatusOr<std::shared_ptr<const Tokenizer>> OpenTokenizer(const std::string& path) {
   if (!PathExists(path)) return NotThere(path);
   if (!IsFolder(path)) {
-    SH_ASSIGN_OR_RETURN(const std::shared_ptr<const GgufFile> file, GgufFile::Open(path));
+    SH_ASSIGN_OR_RETURN(const std::shared_ptr<const GgufFile> file, GgufFile::OpenWhole(path));
     return OpenGgufTokenizer(*file);
   }
   const std::string config_path = JoinPath(path, "config.json");
+  if (!PathExists(config_path) && !PathExists(JoinPath(path, "tokenizer.json"))) {
+    SH_ASSIGN_OR_RETURN(const std::string first, FindSplitGguf(path));
+    if (!first.empty()) return OpenTokenizer(first);
+  }
   if (!PathExists(config_path)) return OpenFolderTokenizer(path, nullptr);
   SH_ASSIGN_OR_RETURN(const std::string config, ReadFile(config_path, kConfigBytesMax));
   // A model that we cannot run may still have a tokenizer that we can.

@@ -1,4 +1,5 @@
-// Opening a model from disk (a GGUF file or a Hugging Face folder), and writing one.
+// Opening a model from disk (a GGUF file, a split GGUF by one of its parts or its folder, or a
+// Hugging Face folder), and writing one.
 #pragma once
 
 #include <functional>

@@ -11,7 +11,6 @@
 #include "absl/container/flat_hash_set.h"
 #include "common/byte_io.h"
 #include "common/status.h"
-#include "common/tensor_view.h"
 #include "formats/float_codec.h"
 #include "formats/json.h"
 
@@ -179,12 +178,11 @@ absl::string_view SafetensorsFile::Bytes(const SafetensorsTensor& tensor) const 
   return data_.substr(tensor.begin, tensor.end - tensor.begin);
 }
 
-absl::Status SafetensorsFile::ReadF32(const SafetensorsTensor& tensor,
-                                      absl::Span<float> out) const {
-  SH_CHECK(out.size() * SafetensorsDtypeSize(tensor.dtype) == tensor.end - tensor.begin);
-  const absl::string_view bytes = Bytes(tensor);
+absl::Status SafetensorsFile::DecodeF32(const SafetensorsTensor& tensor, absl::string_view bytes,
+                                        absl::Span<float> out) const {
+  SH_CHECK(out.size() * SafetensorsDtypeSize(tensor.dtype) == bytes.size());
   if (tensor.dtype == "F32") {
-    DecodeF32(bytes, out);
+    stillhouse::DecodeF32(bytes, out);
   } else if (tensor.dtype == "BF16") {
     DecodeBf16(bytes, out);
   } else if (tensor.dtype == "F16") {
@@ -264,17 +262,15 @@ absl::Status SafetensorsWriter::AppendF32(absl::Span<const float> values, absl::
   if (dtype == "F32") {
     return Append({reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)});
   }
-  const bool bf16 = dtype == "BF16";
-  if (!bf16 && dtype != "F16") {
+  if (FloatBytes(dtype) == 0) {
     return absl::UnimplementedError(absl::StrCat(path_, ": cannot write dtype ", dtype));
   }
-  std::vector<uint16_t> block(std::min(values.size(), kConversionBlock));
+  std::vector<char> block(std::min(values.size(), kConversionBlock) * FloatBytes(dtype));
   while (!values.empty()) {
-    const size_t count = std::min(values.size(), block.size());
-    for (size_t i = 0; i < count; ++i) {
-      block[i] = bf16 ? FloatToBf16(values[i]) : FloatToHalf(values[i]);
-    }
-    SH_RETURN_IF_ERROR(Append({reinterpret_cast<const char*>(block.data()), count * 2}));
+    const size_t count = std::min(values.size(), kConversionBlock);
+    const absl::Span<char> bytes(block.data(), count * FloatBytes(dtype));
+    SH_RETURN_IF_ERROR_AT(EncodeFloats(values.subspan(0, count), dtype, bytes), path_);
+    SH_RETURN_IF_ERROR(Append({bytes.data(), bytes.size()}));
     values.remove_prefix(count);
   }
   return absl::OkStatus();

@@ -47,7 +47,14 @@ class SafetensorsFile {
   absl::string_view Bytes(const SafetensorsTensor& tensor) const;
   // REQUIRES: out.size() is the tensor's count. Unimplemented for dtypes other than F32, F16, BF16,
   // F64.
-  absl::Status ReadF32(const SafetensorsTensor& tensor, absl::Span<float> out) const;
+  absl::Status ReadF32(const SafetensorsTensor& tensor, absl::Span<float> out) const {
+    return DecodeF32(tensor, Bytes(tensor), out);
+  }
+  // The same for a part of its Bytes. REQUIRES: `bytes` holds out.size() values.
+  absl::Status DecodeF32(const SafetensorsTensor& tensor, absl::string_view bytes,
+                         absl::Span<float> out) const;
+  // Lets go of the memory behind a part of the map, which stays readable.
+  void GiveBack(absl::string_view bytes) const { file_->GiveBack(bytes); }
 
  private:
   SafetensorsFile() = default;
@@ -79,7 +86,7 @@ class SafetensorsWriter {
 
   // The next bytes of the data, in pieces of any size.
   absl::Status Append(absl::string_view bytes);
-  // `values` as `dtype` ("F32", "BF16", "F16"; rounded to nearest even).
+  // `values` as `dtype` ("F32", "BF16", "F16"), as EncodeFloats.
   absl::Status AppendF32(absl::Span<const float> values, absl::string_view dtype);
   // Fsyncs and closes. FailedPrecondition if bytes are missing.
   absl::Status Close();

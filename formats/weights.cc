@@ -2,13 +2,33 @@
 
 #include <sys/stat.h>
 
+#include <bit>
 #include <climits>
 #include <cstdlib>
+#include <cstring>
 
 #include "absl/strings/str_join.h"
 #include "common/status.h"
+#include "common/tensor_view.h"
+#include "formats/float_codec.h"
 
 namespace stillhouse {
+namespace {
+
+// Whether a finite value became `infinity`. A plain loop, for the vectoriser.
+template <uint16_t (*encode)(float), uint16_t infinity>
+bool EncodeAll(absl::Span<const float> values, char* out) {
+  uint32_t overflows = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const uint16_t bits = encode(values[i]);
+    const bool finite = (std::bit_cast<uint32_t>(values[i]) & 0x7f800000u) != 0x7f800000u;
+    overflows |= static_cast<uint32_t>(finite) & static_cast<uint32_t>((bits & 0x7fff) == infinity);
+    std::memcpy(out + 2 * i, &bits, sizeof(bits));
+  }
+  return overflows != 0;
+}
+
+}  // namespace
 
 int64_t TensorInfo::Count() const {
   int64_t count = 1;
@@ -18,6 +38,25 @@ int64_t TensorInfo::Count() const {
 
 std::string ShapeText(absl::Span<const int64_t> shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+size_t FloatBytes(absl::string_view dtype) {
+  if (dtype == "F32") return 4;
+  return dtype == "BF16" || dtype == "F16" ? 2 : 0;
+}
+
+absl::Status EncodeFloats(absl::Span<const float> values, absl::string_view dtype,
+                          absl::Span<char> out) {
+  SH_CHECK(FloatBytes(dtype) != 0 && out.size() == values.size() * FloatBytes(dtype), dtype);
+  if (dtype == "F32") {
+    if (!values.empty()) std::memcpy(out.data(), values.data(), out.size());
+    return absl::OkStatus();
+  }
+  const bool overflows = dtype == "BF16" ? EncodeAll<FloatToBf16, 0x7f80>(values, out.data())
+                                         : EncodeAll<FloatToHalf, 0x7c00>(values, out.data());
+  if (!overflows) return absl::OkStatus();
+  return absl::OutOfRangeError(
+      absl::StrCat("a value is too large for ", dtype, ": take another dtype"));
 }
 
 absl::StatusOr<FileIdentity> IdentifyFile(const std::string& path) {

@@ -215,23 +215,23 @@ absl::StatusOr<DecoderWeights> BindDecoder(
   return weights;
 }
 
-absl::StatusOr<DecoderWeights> LoadDecoder(const ModelFiles& files, at::ScalarType dtype) {
-  return BindDecoder(
-      files.config, [&](const ModelConfig::Parameter& parameter) -> absl::StatusOr<at::Tensor> {
-        at::Tensor fp32;
-        SH_RETURN_IF_ERROR(CallTorch(
-            [&] { fp32 = at::empty(parameter.shape, at::TensorOptions().dtype(at::kFloat)); }));
-        SH_RETURN_IF_ERROR(files.weights->ReadF32(
-            parameter.name,
-            absl::MakeSpan(fp32.mutable_data_ptr<float>(), static_cast<size_t>(fp32.numel()))));
-        at::Tensor cast;
-        SH_RETURN_IF_ERROR(CallTorch([&] {
-          cast = at::empty(parameter.shape, at::TensorOptions().dtype(dtype));
-          AdviseHugePages(cast.mutable_data_ptr(), cast.nbytes());
-          cast.copy_(fp32);
-        }));
-        return cast;
-      });
+absl::StatusOr<DecoderWeights> LoadDecoder(const ModelFiles& files, at::ScalarType dtype,
+                                           const LoadProgressCall& progress) {
+  std::vector<LoadTarget> targets;
+  SH_ASSIGN_OR_RETURN(
+      DecoderWeights weights,
+      BindDecoder(
+          files.config, [&](const ModelConfig::Parameter& parameter) -> absl::StatusOr<at::Tensor> {
+            at::Tensor tensor;
+            SH_RETURN_IF_ERROR(CallTorch(
+                [&] { tensor = at::empty(parameter.shape, at::TensorOptions().dtype(dtype)); }));
+            AdviseHugePages(tensor.mutable_data_ptr(), tensor.nbytes());
+            targets.push_back({parameter.name, dtype == at::kFloat ? "F32" : "BF16",
+                               static_cast<char*>(tensor.mutable_data_ptr())});
+            return tensor;
+          }));
+  SH_RETURN_IF_ERROR(LoadTensors(*files.weights, targets, progress));
+  return weights;
 }
 
 absl::StatusOr<DecoderWeights> KeepLayers(const DecoderWeights& weights,

@@ -19,6 +19,7 @@
 #include "ATen/core/Tensor.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "formats/load_tensors.h"
 #include "formats/model_config.h"
 #include "formats/model_files.h"
 
@@ -62,8 +63,10 @@ absl::StatusOr<DecoderWeights> BindDecoder(
     const ModelConfig& config,
     absl::FunctionRef<absl::StatusOr<at::Tensor>(const ModelConfig::Parameter&)> tensor_of);
 
-// Reads every tensor as fp32 and casts it to `dtype` (at::kFloat or at::kBFloat16), one at a time.
-absl::StatusOr<DecoderWeights> LoadDecoder(const ModelFiles& files, at::ScalarType dtype);
+// Reads every tensor as `dtype` (at::kFloat or at::kBFloat16), rounded where it is stored as
+// another: LoadTensors.
+absl::StatusOr<DecoderWeights> LoadDecoder(const ModelFiles& files, at::ScalarType dtype,
+                                           const LoadProgressCall& progress = nullptr);
 
 // The layers of `weights` that `kept` lists, ascending, as a shallower model that shares its
 // tensors.

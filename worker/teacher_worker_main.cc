@@ -78,10 +78,26 @@ struct LoadedTeacher {
   PoolWorkerOptions options;
 };
 
+constexpr uint64_t kLoggedBytesMin = 1 << 30;
+int TenthsOf(const LoadProgress& progress) {
+  return static_cast<int>(progress.bytes_done / (progress.bytes_total / 10 + 1));
+}
+
 absl::StatusOr<LoadedTeacher> LoadTeacher(const ModelFiles& files, const Digest& teacher,
                                           at::ScalarType dtype) {
   LoadedTeacher loaded;
-  SH_ASSIGN_OR_RETURN_AT(DecoderWeights weights, LoadDecoder(files, dtype), files.path);
+  int tenths = 0;  // of the bytes; what loads in one line's time needs no line
+  SH_ASSIGN_OR_RETURN_AT(DecoderWeights weights,
+                         LoadDecoder(files, dtype,
+                                     [&](const LoadProgress& progress) {
+                                       const int now = TenthsOf(progress);
+                                       if (now == tenths || progress.bytes_total < kLoggedBytesMin)
+                                         return;
+                                       tenths = now;
+                                       LogInfo("loaded ", now, "0 % of ", progress.bytes_total,
+                                               " bytes");
+                                     }),
+                         files.path);
   loaded.backend = MakeLocalBackend(std::move(weights));
   loaded.options.teacher = teacher;
   loaded.options.vocabulary = static_cast<uint32_t>(files.tokenizer->size());

@@ -167,7 +167,7 @@ TEST_F(GgufTest, RefusesHostileContainers) {
       {"has 0 dimensions", WithTensor({}, 0, 0)},
       {"has 5 dimensions", WithTensor({1, 1, 1, 1, 1}, 0, 4)},
       {"unknown type 99", WithTensor({1}, 99, 4)},
-      {"Q4_K", WithTensor({256}, 12, 144)},
+      {"has type Q2_K", WithTensor({256}, 10, 84)},
       {"whole blocks", WithTensor({32, 33}, 8, 34 * 33)},
       {"past the end", WithTensor({1000}, 0, 4)},
       {"offset 32 where 0", WithTensor({1}, 0, 4, 32)},

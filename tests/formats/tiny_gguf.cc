@@ -7,6 +7,7 @@
 #include "absl/strings/str_replace.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "common/tensor_view.h"
 #include "formats/float_codec.h"
 #include "tests/formats/gguf_builder.h"
 #include "tests/formats/tiny_model.h"
@@ -62,6 +63,12 @@ std::string EncodeQ4_1(const std::vector<float>& values) {
 std::string EncodeF16(const std::vector<float>& values) {
   std::string out;
   for (const float value : values) Append(out, FloatToHalf(value));
+  return out;
+}
+
+std::string EncodeBf16(const std::vector<float>& values) {
+  std::string out;
+  for (const float value : values) Append(out, FloatToBf16(value));
   return out;
 }
 
@@ -170,6 +177,32 @@ void AddDivisors(const ModelConfig& config, GgufBuilder& file) {
   file.AddTensor("rope_freqs.weight", {config.head_dim / 2}, 0, EncodeF32(divisors));
 }
 
+// One parameter, matrices as `type`.
+void AddParameter(const TinyModelOptions& options, const ModelConfig& config,
+                  const ModelConfig::Parameter& parameter, const std::string& type,
+                  GgufBuilder& file) {
+  std::vector<float> values = TinyWeights(options, parameter);
+  const bool q = absl::StrContains(parameter.name, "q_proj");
+  if (config.architecture == "llama" && (q || absl::StrContains(parameter.name, "k_proj"))) {
+    values = Permuted(values, q ? config.heads : config.kv_heads,
+                      parameter.IsBias() ? 1 : config.hidden_size);
+  }
+  const std::string stored = parameter.shape.size() == 1 ? "F32" : type;
+  const std::string name = GgufName(parameter.name);
+  if (stored == "F32") {
+    file.AddTensor(name, parameter.shape, 0, EncodeF32(values));
+  } else if (stored == "F16") {
+    file.AddTensor(name, parameter.shape, 1, EncodeF16(values));
+  } else if (stored == "BF16") {
+    file.AddTensor(name, parameter.shape, 30, EncodeBf16(values));
+  } else if (stored == "Q8_0") {
+    file.AddTensor(name, parameter.shape, 8, EncodeQ8_0(values));
+  } else {
+    SH_CHECK(stored == "Q4_1", stored);
+    file.AddTensor(name, parameter.shape, 3, EncodeQ4_1(values));
+  }
+}
+
 }  // namespace
 
 absl::Status WriteTinyGguf(const std::string& path, const TinyModelOptions& options,
@@ -180,26 +213,34 @@ absl::Status WriteTinyGguf(const std::string& path, const TinyModelOptions& opti
   AddTokenizer(file);
   if (config.rope.kind == RopeScaling::Kind::kLlama3) AddDivisors(config, file);
   for (const ModelConfig::Parameter& parameter : config.Parameters()) {
-    std::vector<float> values = TinyWeights(options, parameter);
-    const bool q = absl::StrContains(parameter.name, "q_proj");
-    if (config.architecture == "llama" && (q || absl::StrContains(parameter.name, "k_proj"))) {
-      values = Permuted(values, q ? config.heads : config.kv_heads,
-                        parameter.IsBias() ? 1 : config.hidden_size);
-    }
-    const std::string stored = parameter.shape.size() == 1 ? "F32" : type;
-    const std::string name = GgufName(parameter.name);
-    if (stored == "F32") {
-      file.AddTensor(name, parameter.shape, 0, EncodeF32(values));
-    } else if (stored == "F16") {
-      file.AddTensor(name, parameter.shape, 1, EncodeF16(values));
-    } else if (stored == "Q8_0") {
-      file.AddTensor(name, parameter.shape, 8, EncodeQ8_0(values));
-    } else {
-      SH_CHECK(stored == "Q4_1", stored);
-      file.AddTensor(name, parameter.shape, 3, EncodeQ4_1(values));
-    }
+    AddParameter(options, config, parameter, type, file);
   }
   return WriteFileAtomically(path, file.Build());
+}
+
+std::string TinyGgufPart(const TinyModelOptions& options, const TinyPart& part) {
+  const ModelConfig config = TinyConfig(options);
+  GgufBuilder file;
+  if (part.number == 0) {
+    AddConfig(config, file);
+    AddTokenizer(file);
+  }
+  const std::vector<ModelConfig::Parameter> parameters = config.Parameters();
+  const auto u16 = [](int64_t value) {
+    const auto narrow = static_cast<uint16_t>(value);
+    return std::string(reinterpret_cast<const char*>(&narrow), sizeof(narrow));
+  };
+  file.AddRaw("split.no", 2, u16(part.number));
+  file.AddRaw("split.count", 2, u16(part.count));
+  const auto total = static_cast<uint32_t>(parameters.size() + part.tensors_error);
+  file.AddRaw("split.tensors.count", 5, {reinterpret_cast<const char*>(&total), sizeof(total)});
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    const auto at = static_cast<int64_t>(i) % part.count;
+    if (at == part.tensors_of.value_or(part.number)) {
+      AddParameter(options, config, parameters[i], "F16", file);
+    }
+  }
+  return file.Build();
 }
 
 }  // namespace stillhouse

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,10 +51,18 @@ std::string TinyTokenizerJson();
 // config.json, model.safetensors, tokenizer.json and tokenizer_config.json in `folder`, which is
 // made.
 absl::Status WriteTinyModel(const std::string& folder, const TinyModelOptions& options = {});
-// The same model as one GGUF v3 file with matrices of type "F32", "F16", "Q8_0" or "Q4_1" (norms
-// are F32), q and k permuted as llama.cpp does. REQUIRES: hidden and intermediate are multiples of
-// 32 for the quantised types.
+// The same model as one GGUF v3 file with matrices of type "F32", "F16", "BF16", "Q8_0" or "Q4_1"
+// (norms are F32), q and k permuted as llama.cpp does. REQUIRES: hidden and intermediate are
+// multiples of 32 for the quantised types.
 absl::Status WriteTinyGguf(const std::string& path, const TinyModelOptions& options = {},
                            const std::string& type = "F32");
+// One file of the same model, matrices as F16, split into several; tensor i lies in part i % count.
+struct TinyPart {
+  int64_t number = 0;  // from 0
+  int64_t count = 3;
+  int64_t tensors_error = 0;          // added to the number of tensors that it says there are
+  std::optional<int64_t> tensors_of;  // holds the tensors of another part
+};
+std::string TinyGgufPart(const TinyModelOptions& options, const TinyPart& part);
 
 }  // namespace stillhouse

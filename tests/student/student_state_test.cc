@@ -94,7 +94,7 @@ class ConstantWeights final : public Weights {
     }
     return nullptr;
   }
-  absl::Status ReadF32(absl::string_view name, absl::Span<float> out) const override {
+  absl::Status ReadRowsF32(absl::string_view name, int64_t, absl::Span<float> out) const override {
     float value = -1;
     for (int layer = 0; layer < 9; ++layer) {
       const std::string prefix = absl::StrCat("model.layers.", layer, ".");
@@ -102,6 +102,9 @@ class ConstantWeights final : public Weights {
     }
     std::fill(out.begin(), out.end(), value);
     return absl::OkStatus();
+  }
+  absl::Status CopyRows(absl::string_view, int64_t, absl::Span<char>) const override {
+    return absl::UnimplementedError("not read");
   }
   absl::StatusOr<absl::string_view> RawBytes(absl::string_view) const override {
     return absl::UnimplementedError("not read");
