@@ -40,6 +40,7 @@ class BpeTokenizer final : public Tokenizer {
   std::optional<int32_t> eos_id() const override { return spec_.eos_id; }
   bool adds_bos() const override { return spec_.adds_bos; }
   const Digest& Fingerprint() const override { return fingerprint_; }
+  const TokenizerSpec* spec() const override { return &spec_; }
   absl::Status WriteFiles(const std::string& folder) const override;
 
  private:

@@ -4,9 +4,9 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "common/status.h"
+#include "formats/gguf_tokenizer.h"
 #include "formats/pattern_scanner.h"
 #include "formats/piece_merges.h"
-#include "formats/tokenizer_spec.h"
 #include "formats/utf8.h"
 
 namespace stillhouse {
@@ -28,37 +28,6 @@ SplitStep PatternStep(absl::string_view pattern) {
   step.kind = SplitStep::Kind::kPattern;
   step.pattern = std::string(pattern);
   return step;
-}
-
-// The pre-tokenizers of llama.cpp by their names (llama-vocab.cpp), and what else goes with them in
-// the tokenizer.json of those models.
-absl::Status AddPreTokenizer(absl::string_view name, TokenizerSpec& spec) {
-  SplitStep byte_level;
-  SplitStep bytes_only;
-  bytes_only.use_regex = false;
-  if (name == "smollm") {
-    SplitStep digits;
-    digits.kind = SplitStep::Kind::kDigits;
-    digits.individual_digits = true;
-    spec.steps = {digits, byte_level};
-  } else if (name == "llama-bpe") {
-    spec.steps = {PatternStep(kLlama3Pattern), bytes_only};
-    spec.ignore_merges = true;
-  } else if (name == "qwen2") {
-    spec.normalizer = {NormalizerStep()};  // NFC
-    spec.steps = {PatternStep(kQwen2Pattern), bytes_only};
-  } else if (name == "default") {
-    spec.steps = {PatternStep("[\\p{P}\\$\\+<=>\\^~\\|]+"),
-                  PatternStep("'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|"
-                              "\\s+(?!\\S)"),
-                  PatternStep("\\p{N}+"), PatternStep("[0-9][0-9][0-9]"), bytes_only};
-  } else {
-    return absl::UnimplementedError(absl::StrCat(
-        "pre-tokenizer \"", name.substr(0, 80),
-        "\" (tokenizer.ggml.pre) is not implemented, only \"smollm\", \"llama-bpe\", \"qwen2\" and "
-        "\"default\""));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status ReadTokens(const GgufFile& file, bool pieces, std::vector<int64_t>& types,
@@ -177,6 +146,37 @@ absl::Status ReadSpecials(const GgufFile& file, bool adds_bos, TokenizerSpec& sp
 
 }  // namespace
 
+// The pre-tokenizers of llama.cpp by their names (llama-vocab.cpp), and what else goes with them in
+// the tokenizer.json of those models.
+absl::Status AddGgufPreTokenizer(absl::string_view name, TokenizerSpec& spec) {
+  SplitStep byte_level;
+  SplitStep bytes_only;
+  bytes_only.use_regex = false;
+  if (name == "smollm") {
+    SplitStep digits;
+    digits.kind = SplitStep::Kind::kDigits;
+    digits.individual_digits = true;
+    spec.steps = {digits, byte_level};
+  } else if (name == "llama-bpe") {
+    spec.steps = {PatternStep(kLlama3Pattern), bytes_only};
+    spec.ignore_merges = true;
+  } else if (name == "qwen2") {
+    spec.normalizer = {NormalizerStep()};  // NFC
+    spec.steps = {PatternStep(kQwen2Pattern), bytes_only};
+  } else if (name == "default") {
+    spec.steps = {PatternStep("[\\p{P}\\$\\+<=>\\^~\\|]+"),
+                  PatternStep("'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|"
+                              "\\s+(?!\\S)"),
+                  PatternStep("\\p{N}+"), PatternStep("[0-9][0-9][0-9]"), bytes_only};
+  } else {
+    return absl::UnimplementedError(absl::StrCat(
+        "pre-tokenizer \"", name.substr(0, 80),
+        "\" (tokenizer.ggml.pre) is not implemented, only \"smollm\", \"llama-bpe\", \"qwen2\" and "
+        "\"default\""));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<TokenizerSpec> GgufTokenizerSpec(const GgufFile& file) {
   SH_ASSIGN_OR_RETURN(const std::optional<absl::string_view> kind,
                       file.String("tokenizer.ggml.model"));
@@ -197,7 +197,7 @@ absl::StatusOr<TokenizerSpec> GgufTokenizerSpec(const GgufFile& file) {
   } else {
     SH_ASSIGN_OR_RETURN(const std::optional<absl::string_view> pre,
                         file.String("tokenizer.ggml.pre"));
-    SH_RETURN_IF_ERROR(AddPreTokenizer(pre.value_or("default"), spec));
+    SH_RETURN_IF_ERROR(AddGgufPreTokenizer(pre.value_or("default"), spec));
     SH_RETURN_IF_ERROR(ReadMerges(file, spec));
     adds_bos = pre.value_or("default") == "llama-bpe";
   }

@@ -28,6 +28,8 @@ struct Encoding {
   std::vector<TextRange> offsets;
 };
 
+struct TokenizerSpec;
+
 // Immutable once made, and thread-safe.
 class Tokenizer {
  public:
@@ -54,6 +56,8 @@ class Tokenizer {
   // SHA-256 over all that decides the ids of a text: the id-to-bytes map, the added tokens, the
   // normalizer, the pre-tokenizer and the merges; padding ids left out.
   virtual const Digest& Fingerprint() const = 0;
+  // What it was made from, for writing it in another form; null where it was not.
+  virtual const TokenizerSpec* spec() const { return nullptr; }
   // Writes tokenizer.json, tokenizer_config.json and special_tokens_map.json; files that came with
   // a Hugging Face folder are copied verbatim.
   virtual absl::Status WriteFiles(const std::string& folder) const = 0;

@@ -31,6 +31,8 @@ struct AddedToken {
   bool rstrip = false;        // … and after it
   bool normalized = false;    // looked for in the normalised text, in its own normalised form
   bool in_vocabulary = true;  // the model too knows it as a token
+
+  friend bool operator==(const AddedToken&, const AddedToken&) = default;
 };
 
 // One step of a normalizer, which sees the text between the added tokens that are not `normalized`.
@@ -45,6 +47,8 @@ struct NormalizerStep {
   UnicodeForm form = UnicodeForm::kNfc;
   std::string pattern;
   std::string content;
+
+  friend bool operator==(const NormalizerStep&, const NormalizerStep&) = default;
 };
 
 // One step of a pre-tokenizer: cuts every piece of the step before at the matches of a pattern.
@@ -69,6 +73,8 @@ struct SplitStep {
   bool invert = false;                      // what lies between matches counts as the match
   Prepend prepend = Prepend::kNever;        // kMetaspace: a `pattern` before pieces without one
   bool split = true;                        // kMetaspace: false cuts nothing
+
+  friend bool operator==(const SplitStep&, const SplitStep&) = default;
 };
 
 // One step of a decoder, each from a list of strings to a list of strings, joined at the end.
@@ -88,6 +94,8 @@ struct DecoderStep {
   int64_t start = 0;
   int64_t stop = 0;
   bool prepends = false;
+
+  friend bool operator==(const DecoderStep&, const DecoderStep&) = default;
 };
 
 struct TokenizerSpec {

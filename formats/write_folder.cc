@@ -6,11 +6,14 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_format.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/json.h"
+#include "formats/load_tensors.h"
 #include "formats/model_files.h"
 #include "formats/safetensors.h"
+#include "formats/safetensors_model.h"
 
 namespace stillhouse {
 namespace {
@@ -38,6 +41,10 @@ absl::Status CheckTensors(const ModelConfig& config, const std::vector<TensorToW
   }
   for (const ModelConfig::Parameter& parameter : config.Parameters()) {
     const auto found = given.find(parameter.name);
+    if (found != given.end() && FloatBytes(found->second->dtype) == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "tensor \"", parameter.name, "\": cannot write dtype ", found->second->dtype));
+    }
     if (found == given.end() || found->second->shape != parameter.shape) {
       return absl::InvalidArgumentError(absl::StrCat("tensor \"", parameter.name,
                                                      "\" is missing or has not the shape ",
@@ -52,39 +59,109 @@ absl::Status CheckTensors(const ModelConfig& config, const std::vector<TensorToW
   return absl::OkStatus();
 }
 
-absl::Status WriteTensors(const std::string& path, const std::vector<TensorToWrite>& tensors) {
+size_t BytesOf(const TensorToWrite& tensor) {
+  size_t bytes = FloatBytes(tensor.dtype);
+  for (const int64_t dimension : tensor.shape) bytes *= static_cast<size_t>(dimension);
+  return bytes;
+}
+
+absl::Status WriteTensor(const TensorToWrite& tensor, SafetensorsWriter& writer) {
+  const size_t bytes = BytesOf(tensor);
+  if (tensor.read_rows == nullptr) {
+    std::vector<float> values(bytes / FloatBytes(tensor.dtype));
+    SH_RETURN_IF_ERROR_AT(tensor.read(absl::MakeSpan(values)), tensor.name);
+    return Annotate(writer.AppendF32(values, tensor.dtype), tensor.name);
+  }
+  const TensorInfo info = {tensor.name, tensor.dtype, tensor.shape};
+  const size_t row = bytes / static_cast<size_t>(info.Rows());
+  std::string buffer;
+  for (const RowBlock& block : RowBlocksOf({&info})) {
+    buffer.resize(static_cast<size_t>(block.rows) * row);
+    SH_RETURN_IF_ERROR_AT(tensor.read_rows(block.first, absl::MakeSpan(buffer)), tensor.name);
+    SH_RETURN_IF_ERROR(writer.Append(buffer));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteShard(const std::string& path, absl::Span<const TensorToWrite* const> tensors) {
   std::vector<SafetensorsTensor> header;
-  for (const TensorToWrite& tensor : tensors) {
-    header.push_back({tensor.name, tensor.dtype, tensor.shape});
+  for (const TensorToWrite* tensor : tensors) {
+    header.push_back({tensor->name, tensor->dtype, tensor->shape});
   }
   SH_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsWriter> writer,
                       SafetensorsWriter::Create(path, std::move(header)));
-  std::vector<float> values;
-  for (const TensorToWrite& tensor : tensors) {
-    int64_t count = 1;
-    for (const int64_t dimension : tensor.shape) count *= dimension;
-    values.resize(static_cast<size_t>(count));
-    SH_RETURN_IF_ERROR_AT(tensor.read(absl::MakeSpan(values)), tensor.name);
-    SH_RETURN_IF_ERROR(writer->AppendF32(values, tensor.dtype));
-  }
+  for (const TensorToWrite* tensor : tensors) SH_RETURN_IF_ERROR(WriteTensor(*tensor, *writer));
   return writer->Close();
 }
 
+// One file, or several and their index, cut where the next tensor would make one too large: as
+// transformers cuts and names them.
+absl::Status WriteTensors(const std::string& folder, const std::vector<TensorToWrite>& tensors,
+                          const WriteFolderOptions& options) {
+  std::vector<std::vector<const TensorToWrite*>> shards(1);
+  uint64_t size = 0, total = 0, parameters = 0;
+  for (const TensorToWrite& tensor : tensors) {
+    const uint64_t bytes = BytesOf(tensor);
+    if (!shards.back().empty() && size + bytes > options.shard_bytes_max) {
+      shards.emplace_back();
+      size = 0;
+    }
+    shards.back().push_back(&tensor);
+    size += bytes;
+    total += bytes;
+    parameters += bytes / FloatBytes(tensor.dtype);
+  }
+  if (shards.size() == 1) return WriteShard(JoinPath(folder, kSafetensorsSingleFile), shards[0]);
+  Json map = Json::object();
+  for (size_t i = 0; i < shards.size(); ++i) {
+    const std::string name =
+        absl::StrFormat("model-%05d-of-%05d.safetensors", i + 1, shards.size());
+    for (const TensorToWrite* tensor : shards[i]) map[tensor->name] = name;
+    SH_RETURN_IF_ERROR(WriteShard(JoinPath(folder, name), shards[i]));
+  }
+  const Json index = {{"metadata", {{"total_parameters", parameters}, {"total_size", total}}},
+                      {"weight_map", std::move(map)}};
+  return WriteFileAtomically(JoinPath(folder, kSafetensorsIndexFile), index.dump(2) + "\n");
+}
+
 absl::Status FillFolder(const std::string& folder, const ModelConfig& config,
-                        const Tokenizer& tokenizer, const std::vector<TensorToWrite>& tensors) {
+                        const Tokenizer& tokenizer, const std::vector<TensorToWrite>& tensors,
+                        const WriteFolderOptions& options) {
   SH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "config.json"), ConfigToJson(config)));
   SH_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(folder, "generation_config.json"),
                                          GenerationConfigJson(config)));
   SH_RETURN_IF_ERROR(tokenizer.WriteFiles(folder));
-  SH_RETURN_IF_ERROR(WriteTensors(JoinPath(folder, "model.safetensors"), tensors));
+  SH_RETURN_IF_ERROR(WriteTensors(folder, tensors, options));
   return FsyncFolder(folder);
 }
 
 }  // namespace
 
+absl::StatusOr<std::vector<TensorToWrite>> TensorsToWrite(std::shared_ptr<const Weights> weights,
+                                                          const std::string& dtype) {
+  std::vector<TensorToWrite> tensors;
+  for (const TensorInfo& info : weights->tensors()) {
+    const std::string& target = dtype.empty() ? info.stored_dtype : dtype;
+    if (FloatBytes(target) == 0) {
+      return absl::UnimplementedError(absl::StrCat("tensor \"", info.name, "\" is stored as ",
+                                                   target, ": take a dtype of F32, BF16 or F16"));
+    }
+    const auto read_rows = [weights, &info, target](int64_t first, absl::Span<char> out) {
+      std::vector<float> scratch;
+      const auto row = static_cast<size_t>(info.Count() / info.Rows()) * FloatBytes(target);
+      absl::Status status = ReadRowsAs(*weights, info.name, first, target, scratch, out);
+      GiveBackRows(*weights, info, {0, first, static_cast<int64_t>(out.size() / row)});
+      return status;
+    };
+    tensors.push_back({info.name, info.shape, target, nullptr, read_rows});
+  }
+  return tensors;
+}
+
 absl::Status WriteHuggingFaceFolder(const std::string& target, const ModelConfig& config,
                                     const Tokenizer& tokenizer,
-                                    const std::vector<TensorToWrite>& tensors) {
+                                    const std::vector<TensorToWrite>& tensors,
+                                    const WriteFolderOptions& options) {
   std::string folder = target;
   while (folder.size() > 1 && folder.back() == '/') folder.pop_back();
   SH_RETURN_IF_ERROR(config.Validate());
@@ -96,7 +173,7 @@ absl::Status WriteHuggingFaceFolder(const std::string& target, const ModelConfig
   SH_RETURN_IF_ERROR(MakeFolders(parent));
   std::string partial = absl::StrCat(folder, ".tmp.XXXXXX");
   if (::mkdtemp(partial.data()) == nullptr) return ErrnoStatus("making a folder beside", folder);
-  absl::Status status = FillFolder(partial, config, tokenizer, tensors);
+  absl::Status status = FillFolder(partial, config, tokenizer, tensors, options);
   if (status.ok() && ::chmod(partial.c_str(), 0755) != 0) status = ErrnoStatus("opening", partial);
   // RENAME_NOREPLACE would say the same of an empty folder, which a plain rename replaces.
   if (status.ok() &&

@@ -9,7 +9,7 @@
 
 #include "common/file.h"
 #include "common/status.h"
-#include "formats/gguf.h"
+#include "formats/gguf_writer.h"
 #include "formats/safetensors.h"
 
 namespace stillhouse {
@@ -52,6 +52,28 @@ TEST_P(GgmlDecodeTest, IsBitForBitTheReference) {
         << i << ": " << got[i] << " is not " << want[i];
   }
 }
+
+class GgmlEncodeTest : public GgmlDecodeTest {};
+
+TEST_P(GgmlEncodeTest, IsBitForBitTheReference) {
+  const std::string name = GetParam();
+  const std::vector<float> values = Values(name + ".from");
+  const absl::string_view want = Bytes(name + ".encoded");
+  std::string got(want.size(), '?');
+  ASSERT_TRUE(GgmlEncode(*FindGgmlType(name), values, absl::MakeSpan(got)).ok());
+  EXPECT_TRUE(got == want);
+}
+
+TEST_P(GgmlEncodeTest, RefusesWhatItCannotHold) {
+  const GgmlType& type = *FindGgmlType(GetParam());
+  std::vector<float> values(32, 1);
+  std::string out(32 / type.block * type.bytes, '?');
+  values[7] = 3.4e38f;  // rounds up in BF16 too
+  EXPECT_EQ(GgmlEncode(type, values, absl::MakeSpan(out)).code(), absl::StatusCode::kOutOfRange);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, GgmlEncodeTest, ::testing::Values("F16", "BF16", "Q8_0"),
+                         [](const auto& info) { return std::string(info.param); });
 
 INSTANTIATE_TEST_SUITE_P(Types, GgmlDecodeTest,
                          ::testing::Values("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
