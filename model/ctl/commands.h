@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "model/generate.h"
 
 namespace stillhouse {
@@ -17,6 +18,14 @@ struct InspectFlags {
   bool tensors = false;          // list each
 };
 absl::Status Inspect(const InspectFlags& flags);
+
+struct DiffFlags {
+  std::string a, b;
+  std::string output = "table";  // or json
+  double tolerance = 0;          // values that differ by no more count as the same
+};
+// The exit code: kExitOk for the same model, kExitConflict for another.
+absl::StatusOr<int> Diff(const DiffFlags& flags);
 
 // Standard input: {"text": …} a line. Standard output: {"ids": […]} a line, in order.
 absl::Status Tokenize(const std::string& model);
@@ -42,8 +51,9 @@ absl::Status Generate(const GenerateFlags& flags);
 
 struct ConvertFlags {
   std::string model;
-  std::string out;  // a folder that must not exist yet
+  std::string out;  // a folder or, NAME.gguf, a file that must not exist yet
   std::string dtype = "fp32";
+  uint64_t shard_bytes_max = 5'000'000'000;  // of a Hugging Face folder
 };
 absl::Status Convert(const ConvertFlags& flags);
 

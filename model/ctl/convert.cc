@@ -1,6 +1,7 @@
-#include <utility>
+#include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
 #include "common/status.h"
@@ -10,20 +11,46 @@
 namespace stillhouse {
 namespace {
 
+// Of --dtype, of a tensor, of config.json; "" for what is stored.
 struct Dtype {
   absl::string_view flag, stored, config;
 };
-constexpr Dtype kDtypes[] = {
-    {"fp32", "F32", "float32"}, {"bf16", "BF16", "bfloat16"}, {"fp16", "F16", "float16"}};
+constexpr Dtype kDtypes[] = {{"fp32", "F32", "float32"},
+                             {"bf16", "BF16", "bfloat16"},
+                             {"fp16", "F16", "float16"},
+                             {"q8_0", "Q8_0", ""},
+                             {"stored", "", ""}};
+
+const Dtype* FindDtype(absl::string_view flag) {
+  for (const Dtype& known : kDtypes) {
+    if (known.flag == flag) return &known;
+  }
+  return nullptr;
+}
+
+absl::Status WriteFolder(const ConvertFlags& flags, const Dtype& dtype, ModelFiles& files) {
+  if (dtype.stored == "Q8_0") {
+    return absl::InvalidArgumentError(
+        "q8_0 is a type of GGUF files: give --out NAME.gguf, or another dtype");
+  }
+  // What config.json says is what a loader takes where nothing is asked for.
+  const std::string& matrices = files.weights->tensors().front().stored_dtype;
+  for (const Dtype& known : kDtypes) {
+    if (known.stored == (dtype.stored.empty() ? absl::string_view(matrices) : dtype.stored)) {
+      files.config.dtype = std::string(known.config);
+    }
+  }
+  SH_ASSIGN_OR_RETURN_AT(const std::vector<TensorToWrite> tensors,
+                         TensorsToWrite(files.weights, std::string(dtype.stored)), flags.model);
+  return WriteHuggingFaceFolder(flags.out, files.config, *files.tokenizer, tensors,
+                                {.shard_bytes_max = flags.shard_bytes_max});
+}
 
 }  // namespace
 
 absl::Status Convert(const ConvertFlags& flags) {
   if (PathExists(flags.out)) return absl::AlreadyExistsError(absl::StrCat(flags.out, ": is there"));
-  const Dtype* dtype = nullptr;
-  for (const Dtype& known : kDtypes) {
-    if (known.flag == flags.dtype) dtype = &known;
-  }
+  const Dtype* dtype = FindDtype(flags.dtype);
   if (dtype == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("no dtype ", flags.dtype));
   }
@@ -31,15 +58,10 @@ absl::Status Convert(const ConvertFlags& flags) {
   if (files.tokenizer == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat(flags.model, ": has no tokenizer"));
   }
-  files.config.dtype = std::string(dtype->config);
-  std::vector<TensorToWrite> tensors;
-  for (const ModelConfig::Parameter& parameter : files.config.Parameters()) {
-    tensors.push_back({parameter.name, parameter.shape, std::string(dtype->stored),
-                       [weights = files.weights, name = parameter.name](absl::Span<float> out) {
-                         return weights->ReadF32(name, out);
-                       }});
+  if (absl::EndsWith(flags.out, ".gguf")) {
+    return WriteGguf(flags.out, files, std::string(dtype->stored));
   }
-  return WriteHuggingFaceFolder(flags.out, files.config, *files.tokenizer, tensors);
+  return WriteFolder(flags, *dtype, files);
 }
 
 }  // namespace stillhouse

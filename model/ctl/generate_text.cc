@@ -7,6 +7,7 @@
 #include "common/status.h"
 #include "formats/model_files.h"
 #include "model/ctl/commands.h"
+#include "model/ctl/load_progress.h"
 #include "model/decoder.h"
 
 namespace stillhouse {
@@ -51,9 +52,10 @@ absl::Status Generate(const GenerateFlags& flags) {
   if (tokenizer.adds_bos() && tokenizer.bos_id().has_value()) {
     prompt.insert(prompt.begin(), *tokenizer.bos_id());
   }
-  SH_ASSIGN_OR_RETURN_AT(const DecoderWeights weights,
-                         LoadDecoder(files, flags.dtype == "fp32" ? at::kFloat : at::kBFloat16),
-                         flags.model);
+  SH_ASSIGN_OR_RETURN_AT(
+      const DecoderWeights weights,
+      LoadDecoder(files, flags.dtype == "fp32" ? at::kFloat : at::kBFloat16, ShowLoading()),
+      flags.model);
   SH_ASSIGN_OR_RETURN(const std::vector<int32_t> generated,
                       GenerateTokens(weights, prompt, options));
   SH_ASSIGN_OR_RETURN(std::string text, tokenizer.Decode(generated, /*skip_special=*/true));

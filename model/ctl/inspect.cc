@@ -48,6 +48,11 @@ OrderedJson Describe(const ModelFiles& files, const Digest& fingerprint, bool te
   std::map<std::string, int> stored;
   for (const TensorInfo& tensor : files.weights->tensors()) ++stored[tensor.stored_dtype];
   out["stored_dtypes"] = stored;
+  uint64_t bytes = 0;
+  const std::vector<FileIdentity> stored_in = files.weights->files();
+  for (const FileIdentity& file : stored_in) bytes += file.size;
+  out["files"] = stored_in.size();
+  out["file_bytes"] = bytes;
   out["fingerprint"] = fingerprint.Hex();
   if (files.tokenizer != nullptr) {
     out["tokenizer_size"] = files.tokenizer->size();

@@ -15,6 +15,7 @@
 #include "formats/safetensors.h"
 #include "model/ctl/commands.h"
 #include "model/ctl/line_reader.h"
+#include "model/ctl/load_progress.h"
 #include "model/decoder.h"
 #include "model/matmul.h"
 #include "model/torch_status.h"
@@ -104,9 +105,10 @@ absl::Status Logits(const LogitsFlags& flags) {
   SH_ASSIGN_OR_RETURN(const ModelFiles files, OpenModelFiles(flags.model));
   SH_ASSIGN_OR_RETURN(const std::vector<at::Tensor> documents,
                       ReadDocuments(flags.ids, files.config));
-  SH_ASSIGN_OR_RETURN_AT(const DecoderWeights weights,
-                         LoadDecoder(files, flags.dtype == "fp32" ? at::kFloat : at::kBFloat16),
-                         flags.model);
+  SH_ASSIGN_OR_RETURN_AT(
+      const DecoderWeights weights,
+      LoadDecoder(files, flags.dtype == "fp32" ? at::kFloat : at::kBFloat16, ShowLoading()),
+      flags.model);
   // Under another name until it is whole.
   const std::string unfinished = absl::StrCat(flags.out, ".", getpid(), ".tmp");
   absl::Status status = WriteFile(weights, documents, unfinished);

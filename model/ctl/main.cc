@@ -1,10 +1,15 @@
 // modelctl: look at a model and its tokenizer, compare numbers, convert, generate.
 //
-// Exit codes: 2 when the command line is wrong, else ExitCodeFor. Errors are one line.
+// Exit codes: 2 when the command line is wrong, 4 from diff where the models differ, else
+// ExitCodeFor (docs/exit-codes.md). Errors are one line.
 #include <cstdio>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/command_line.h"
+#include "common/file.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "model/ctl/commands.h"
@@ -21,8 +26,15 @@ struct Flags {
   LogitsFlags logits;
   GenerateFlags generate;
   ConvertFlags convert;
+  DiffFlags diff;
+  std::vector<std::string> help;  // the command to explain
   int threads = 0;
 };
+
+constexpr char kExitCodes[] =
+    "Exit codes: 0 done, 1 failed, 2 wrong command line, 3 not found, 4 in conflict with what is "
+    "there\n(of diff: the models differ), 5 not allowed, 7 damaged data.\n"
+    "`modelctl help COMMAND` explains one.\n";
 
 void AddModel(Command command, std::string& model, const std::string& help = kModelHelp) {
   command.AddOption("MODEL", &model, help).Required();
@@ -59,20 +71,75 @@ void AddGenerate(Command app, Flags& flags) {
   command.SetFooter("Example: modelctl generate runs/half --prompt 'To install a package,'");
 }
 
+void AddConvert(Command app, ConvertFlags& convert) {
+  Command command =
+      app.AddCommand("convert", "write the model as a Hugging Face folder or a GGUF file");
+  AddModel(command, convert.model);
+  command.AddOption("--out", &convert.out, "folder to make, or NAME.gguf").Required();
+  command
+      .AddOption("--dtype", &convert.dtype,
+                 "to store; `stored` keeps each tensor's own, q8_0 is for GGUF")
+      .OneOf({"fp32", "bf16", "fp16", "q8_0", "stored"})
+      .ShowDefault();
+  command
+      .AddOption("--max-shard-size", &convert.shard_bytes_max,
+                 "bytes of one file in a folder, beyond which there are several")
+      .ShowDefault();
+  command.SetFooter("Example: modelctl convert runs/half --out half.gguf --dtype q8_0");
+}
+
+void AddDiff(Command app, DiffFlags& diff) {
+  Command command = app.AddCommand("diff", "compare two models: architecture, tokenizer, tensors");
+  command.AddOption("A", &diff.a, kModelHelp).Required();
+  command.AddOption("B", &diff.b, "another").Required();
+  command.AddOption("-o,--output", &diff.output, "table or json")
+      .OneOf({"table", "json"})
+      .ShowDefault();
+  command
+      .AddOption("--tolerance", &diff.tolerance,
+                 "values that differ by no more than this count as the same")
+      .ShowDefault();
+  command.SetFooter(
+      "Leaves with 0 if nothing differs, with 4 if something does; how tensors are stored may "
+      "differ.\nExample: modelctl diff runs/half half.gguf --tolerance 1e-2");
+}
+
+absl::Status Help(const CommandLine& command_line, const std::vector<std::string>& names) {
+  Command about = command_line;
+  for (const std::string& name : names) {
+    const std::optional<Command> found = about.Find(name);
+    if (!found.has_value()) {
+      return absl::NotFoundError(absl::StrCat("no command '", name, "'; modelctl help lists them"));
+    }
+    about = *found;
+  }
+  std::fputs(about.Help(names.empty() ? "" : "modelctl").c_str(), stdout);
+  return std::fflush(stdout) == 0 ? absl::OkStatus() : ErrnoStatus("writing", "standard output");
+}
+
 // The command given, after parsing.
-absl::Status Run(const CommandLine& command_line, const Flags& flags) {
-  if (flags.threads > 0) SetComputeThreads(flags.threads);
+absl::Status RunPlain(const CommandLine& command_line, const Flags& flags) {
   if (command_line.Chose("inspect")) return Inspect(flags.inspect);
   if (command_line.Chose("tokenize")) return Tokenize(flags.tokenize_model);
   if (command_line.Chose("logits")) return Logits(flags.logits);
   if (command_line.Chose("generate")) return Generate(flags.generate);
+  if (command_line.Chose("help")) return Help(command_line, flags.help);
   return Convert(flags.convert);
+}
+
+absl::StatusOr<int> Run(const CommandLine& command_line, const Flags& flags) {
+  if (flags.threads > 0) SetComputeThreads(flags.threads);
+  if (command_line.Chose("diff")) return Diff(flags.diff);
+  SH_RETURN_IF_ERROR(RunPlain(command_line, flags));
+  return kExitOk;
 }
 
 int Main(int argc, char** argv) {
   CommandLine command_line("Look at a model and its tokenizer, compare numbers, convert, generate.",
                            "modelctl");
+  command_line.SetVersion("modelctl " SH_VERSION);
   command_line.RequireCommand();
+  command_line.SetFooter(kExitCodes);
   Flags flags;
 
   Command inspect =
@@ -100,15 +167,15 @@ int Main(int argc, char** argv) {
 
   AddGenerate(command_line, flags);
 
-  Command convert = command_line.AddCommand("convert", "write the model as a Hugging Face folder");
-  AddModel(convert, flags.convert.model);
-  convert.AddOption("--out", &flags.convert.out, "folder to make").Required();
-  AddDtype(convert, flags.convert.dtype, {"fp32", "bf16", "fp16"});
+  AddConvert(command_line, flags.convert);
+  AddDiff(command_line, flags.diff);
+  command_line.AddCommand("help", "explain a command").AddOption("COMMAND", &flags.help, "which");
 
   if (const auto code = command_line.Parse(argc, argv)) return *code;
-  const absl::Status status = Run(command_line, flags);
-  if (!status.ok()) std::fprintf(stderr, "modelctl: %s\n", std::string(status.message()).c_str());
-  return ExitCodeFor(status);
+  const absl::StatusOr<int> code = Run(command_line, flags);
+  if (code.ok()) return *code;
+  std::fprintf(stderr, "modelctl: %s\n", std::string(code.status().message()).c_str());
+  return ExitCodeFor(code.status());
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The program itself: what it prints, what it refuses and with which exit code.
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -66,6 +67,8 @@ TEST_F(ModelctlTest, InspectSaysWhatTheModelIs) {
   ASSERT_EQ(folder.code, 0) << folder.error;
   const Json json = *ParseJson(folder.out, "output");
   EXPECT_EQ(json["layers"], 2);
+  EXPECT_EQ(json["files"], 1);
+  EXPECT_EQ(json["file_bytes"], ReadFile(Path("tiny/model.safetensors"))->size());
   EXPECT_EQ(json["hidden_size"], 64);
   EXPECT_EQ(json["tokenizer_size"], kTinyTokens);
   EXPECT_EQ(json["parameters"], TinyConfig({}).ParameterCount());
@@ -185,6 +188,74 @@ TEST_F(ModelctlTest, ConvertWritesAFolderThatIsTheSameModel) {
     EXPECT_EQ(a, b) << parameter.name;
   }
   ExpectRefused(Run({"convert", "tiny.gguf", "--out", "converted"}), 4, "is there");
+}
+
+TEST_F(ModelctlTest, ConvertWritesGgufFilesAndBack) {
+  for (const auto& [dtype, tolerance] :
+       {std::pair{"fp32", "0"}, {"fp16", "1e-3"}, {"bf16", "1e-2"}, {"q8_0", "1e-2"}}) {
+    const std::string out = absl::StrCat(dtype, ".gguf"), back = absl::StrCat(dtype, "-back");
+    Outcome outcome = Run({"convert", "tiny", "--out", out, "--dtype", dtype});
+    ASSERT_EQ(outcome.code, 0) << outcome.error;
+    outcome = Run({"diff", "tiny", out, "--tolerance", tolerance});
+    EXPECT_EQ(outcome.code, 0) << outcome.out << outcome.error;
+    ASSERT_EQ(Run({"convert", out, "--out", back, "--dtype", "fp32"}).code, 0);
+    EXPECT_EQ(Run({"diff", out, back}).code, 0);
+  }
+  ExpectRefused(Run({"convert", "tiny", "--out", "fp32.gguf"}), 4, "is there");
+  ExpectRefused(Run({"convert", "tiny", "--out", "q8", "--dtype", "q8_0"}), 1,
+                "give --out NAME.gguf");
+  ExpectRefused(Run({"convert", "tiny.gguf", "--out", "q8", "--dtype", "stored"}), 1,
+                "is stored as Q8_0");
+}
+
+TEST_F(ModelctlTest, ConvertShardsAFolder) {
+  const Outcome outcome = Run({"convert", "tiny", "--out", "shards", "--max-shard-size", "100000"});
+  ASSERT_EQ(outcome.code, 0) << outcome.error;
+  EXPECT_TRUE(PathExists(Path("shards/model.safetensors.index.json")));
+  EXPECT_EQ(Run({"diff", "tiny", "shards"}).code, 0);
+}
+
+TEST_F(ModelctlTest, DiffMeasuresAndItsExitCodeTells) {
+  Outcome outcome = Run({"diff", "tiny", "tiny.gguf"});
+  EXPECT_EQ(outcome.code, 4) << outcome.error;
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_THAT(outcome.out, HasSubstr("model.layers.1.mlp.down_proj.weight"));
+  EXPECT_THAT(outcome.out, HasSubstr("the models differ"));
+  EXPECT_THAT(outcome.out, ::testing::Not(HasSubstr("model.norm.weight")));  // F32 in both
+  outcome = Run({"diff", "tiny", "tiny.gguf", "-o", "json", "--tolerance", "0.01"});
+  EXPECT_EQ(outcome.code, 0) << outcome.error;
+  const Json json = *ParseJson(outcome.out, "output");
+  EXPECT_EQ(json["same"], true);
+  EXPECT_EQ(json["architecture"], Json::array());
+  EXPECT_EQ(json["tokenizer"], "");
+  EXPECT_EQ(json["tensors"].size(), TinyConfig({}).Parameters().size());
+  double max = 0;
+  for (const Json& tensor : json["tensors"]) max = std::max(max, tensor["max"].get<double>());
+  EXPECT_EQ(json["overall"]["max"], max);
+  EXPECT_GT(max, 0);
+  EXPECT_GT(json["overall"]["rms"], 0);
+
+  TinyModelOptions other;
+  other.layers = 1;
+  SH_CHECK_OK(WriteTinyModel(Path("shallow"), other));
+  outcome = Run({"diff", "tiny", "shallow"});
+  EXPECT_EQ(outcome.code, 4);
+  EXPECT_THAT(outcome.out, HasSubstr("num_hidden_layers: 2 in A, 1 in B"));
+  EXPECT_THAT(outcome.out, HasSubstr("only in A"));
+  ExpectRefused(Run({"diff", "tiny", "absent"}), 3, "absent");
+  ExpectRefused(Run({"diff", "tiny", "tiny", "--tolerance", "-1"}), 1, "--tolerance");
+  EXPECT_EQ(Run({"diff", "tiny"}).code, 2);
+}
+
+TEST_F(ModelctlTest, HelpExplainsACommand) {
+  const Outcome all = Run({"help"}), diff = Run({"help", "diff"});
+  EXPECT_EQ(all.code, 0) << all.error;
+  EXPECT_THAT(all.out, HasSubstr("Exit codes: 0 done"));
+  EXPECT_EQ(diff.code, 0) << diff.error;
+  EXPECT_THAT(diff.out, HasSubstr("--tolerance"));
+  EXPECT_THAT(diff.out, HasSubstr("modelctl diff"));
+  ExpectRefused(Run({"help", "frobnicate"}), 3, "no command 'frobnicate'");
+  EXPECT_THAT(Run({"--version"}).out, HasSubstr("modelctl "));
 }
 
 TEST_F(ModelctlTest, SaysWhatIsWrongInOneLine) {
