@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <numeric>
+#include <set>
 
 #include "absl/strings/str_replace.h"
 #include "common/file.h"
@@ -162,13 +163,77 @@ TEST_F(ModelFilesTest, FingerprintIsOfTheModelNotOfItsConfigsDialect) {
   EXPECT_NE(*TeacherFingerprint(Open(folder), ""), original);
   ASSERT_TRUE(WriteFileAtomically(config, both).ok());
   EXPECT_EQ(*TeacherFingerprint(Open(folder), ""), original);
+}
 
-  std::fstream file(JoinPath(folder, "model.safetensors"),
-                    std::ios::in | std::ios::out | std::ios::binary);
-  file.seekp(-1, std::ios::end);
-  file.put('\x7f');
-  file.close();
-  EXPECT_NE(*TeacherFingerprint(Open(folder), ""), original);
+// Flips one bit of a file in place.
+void Flip(const std::string& path, uint64_t offset) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(offset));
+  const int byte = file.get();
+  file.seekp(static_cast<std::streamoff>(offset));
+  file.put(static_cast<char>(byte ^ 1));
+}
+
+TEST_F(ModelFilesTest, OneBitOfAnyTensorGivesAnotherFingerprint) {
+  TinyModelOptions options;
+  options.tie_embeddings = false;
+  options.attention_bias = true;
+  const std::string folder = TinyFolder("m", options);
+  const std::string gguf = Path("m.gguf");
+  ASSERT_TRUE(WriteTinyGguf(gguf, options, "Q8_0").ok());
+  for (const auto& [path, file] : std::vector<std::pair<std::string, std::string>>{
+           {folder, JoinPath(folder, "model.safetensors")}, {gguf, gguf}}) {
+    const std::string whole = *ReadFile(file);
+    const ModelFiles model = Open(path);
+    std::set<std::string> seen = {TeacherFingerprint(model, "")->Hex()};
+    size_t tensors = 0;
+    for (const TensorInfo& info : model.weights->tensors()) {
+      const absl::string_view bytes = *model.weights->RawBytes(info.name);
+      const size_t at = whole.find(std::string(bytes));
+      ASSERT_NE(at, std::string::npos);
+      for (const size_t within : {size_t{0}, bytes.size() - 1}) {
+        Flip(file, at + within);
+        seen.insert(TeacherFingerprint(Open(path), "")->Hex());
+        Flip(file, at + within);
+      }
+      ++tensors;
+    }
+    EXPECT_EQ(seen.size(), 1 + 2 * tensors) << path;  // each another
+    EXPECT_EQ(seen.count(TeacherFingerprint(Open(path), "")->Hex()), 1u);
+  }
+}
+
+TEST_F(ModelFilesTest, DialectsOfEveryRopeGiveOneFingerprint) {
+  using Kind = RopeScaling::Kind;
+  for (const Kind kind : {Kind::kLinear, Kind::kDynamic, Kind::kYarn, Kind::kLlama3}) {
+    TinyModelOptions options;
+    options.rope.kind = kind;
+    options.rope.factor = 4;
+    if (kind == Kind::kYarn || kind == Kind::kLlama3) options.rope.original_positions = 128;
+    if (kind == Kind::kYarn) options.rope.attention_factor = 1 + 0.1 * std::log(4.0);
+    if (kind == Kind::kLlama3) {
+      options.rope.low_freq_factor = 1;
+      options.rope.high_freq_factor = 4;
+    }
+    const std::string folder = TinyFolder(std::string(RopeKindName(kind)), options);
+    const std::string config = JoinPath(folder, "config.json");
+    const Json both = *ReadJsonFile(config, 1 << 20);
+    Json four = both, five = both;
+    for (const char* key : {"rope_parameters", "dtype", "head_dim"}) four.erase(key);
+    for (const char* key : {"rope_theta", "rope_scaling", "torch_dtype"}) five.erase(key);
+    four["rope_scaling"]["type"] = four["rope_scaling"]["rope_type"];  // the oldest spelling
+    four["rope_scaling"].erase("rope_type");
+    std::set<std::string> seen;
+    for (const Json& json : {both, four, five}) {
+      ASSERT_TRUE(WriteFileAtomically(config, json.dump()).ok());
+      seen.insert(TeacherFingerprint(Open(folder), "")->Hex());
+    }
+    EXPECT_EQ(seen.size(), 1u) << RopeKindName(kind);
+    five["rope_parameters"]["factor"] = 5;
+    ASSERT_TRUE(WriteFileAtomically(config, five.dump()).ok());
+    seen.insert(TeacherFingerprint(Open(folder), "")->Hex());
+    EXPECT_EQ(seen.size(), 2u) << RopeKindName(kind);
+  }
 }
 
 TEST_F(ModelFilesTest, FingerprintIsRememberedUntilTheFileChanges) {

@@ -2,10 +2,12 @@
 #include "absl/strings/str_replace.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "formats/gguf.h"
 #include "formats/model_config.h"
 #include "formats/model_files.h"
 #include "formats/safetensors.h"
 #include "formats/tokenizer_spec.h"
+#include "tests/formats/gguf_builder.h"
 #include "tests/formats/tiny_model.h"
 #include "tests/fuzz/target.h"
 
@@ -47,11 +49,24 @@ TinyModelOptions Small() {
 }
 
 void ReadAll(const ModelFiles& model) {
-  for (const auto& parameter : model.config.Parameters()) {
-    (void)model.weights->RawBytes(parameter.name);
+  for (const TensorInfo& info : model.weights->tensors()) {
+    std::vector<float> values(static_cast<size_t>(info.Count()));
+    (void)model.weights->ReadF32(info.name, absl::MakeSpan(values));
   }
   const auto ids = model.tokenizer->Encode(kText);
   if (ids.ok()) (void)model.tokenizer->Decode(*ids, /*skip_special=*/false);
+}
+
+// A block of every tensor type that we decode.
+std::string EveryType() {
+  GgufBuilder file;
+  for (const char* name :
+       {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"}) {
+    const GgmlType* type = FindGgmlType(name);
+    SH_CHECK(type != nullptr, name);
+    file.AddTensor(name, {2, type->block}, type->number, std::string(2 * type->bytes, '\x3c'));
+  }
+  return file.Build();
 }
 
 FuzzTarget GgufTarget() {
@@ -62,9 +77,51 @@ FuzzTarget GgufTarget() {
     SH_CHECK_OK(WriteTinyGguf(path, Small(), type));
     seeds.push_back(Bytes(path));
   }
-  return {"gguf", seeds, [folder](absl::string_view input) {
-            const auto model = OpenModelFiles(Place(*folder, "model.gguf", input));
+  seeds.push_back(EveryType());
+  return {
+      "gguf", seeds, [folder](absl::string_view input) {
+        const std::string path = Place(*folder, "model.gguf", input);
+        const auto model = OpenModelFiles(path);
+        if (model.ok()) return ReadAll(*model);
+        const auto file = GgufFile::Open(path);
+        if (!file.ok()) return;
+        for (const GgufTensor& tensor : (*file)->tensors()) {
+          std::vector<float> values(tensor.bytes.size() / tensor.type->bytes * tensor.type->block);
+          GgmlDecode(*tensor.type, tensor.bytes, absl::MakeSpan(values));
+        }
+      }};
+}
+
+// The second of three parts; the others are sound.
+FuzzTarget SplitGgufTarget() {
+  const auto folder = NewFolder();
+  for (const int64_t number : {0, 2}) {
+    Place(*folder, number == 0 ? "m-00001-of-00003.gguf" : "m-00003-of-00003.gguf",
+          TinyGgufPart(Small(), {.number = number}));
+  }
+  return {"gguf_split", {TinyGgufPart(Small(), {.number = 1})}, [folder](absl::string_view input) {
+            Place(*folder, "m-00002-of-00003.gguf", input);
+            const auto model = OpenModelFiles(folder->path());
             if (model.ok()) ReadAll(*model);
+          }};
+}
+
+// The index of a folder of several files.
+FuzzTarget IndexTarget() {
+  const auto folder = NewFolder();
+  const std::string whole = JoinPath(folder->path(), "whole");
+  SH_CHECK_OK(WriteTinyModel(whole, Small()));
+  const auto model = OpenModelFiles(whole);
+  SH_CHECK_OK(model);
+  const std::string sharded = JoinPath(folder->path(), "sharded");
+  SH_CHECK_OK(WriteHuggingFaceFolder(sharded, model->config, *model->tokenizer,
+                                     *TensorsToWrite(model->weights, ""),
+                                     {.shard_bytes_max = 20'000}));
+  const std::string index = JoinPath(sharded, "model.safetensors.index.json");
+  return {"safetensors_index", {Bytes(index)}, [folder, sharded](absl::string_view input) {
+            Place(*folder, "sharded/model.safetensors.index.json", input);
+            const auto opened = OpenModelFiles(sharded);
+            if (opened.ok()) ReadAll(*opened);
           }};
 }
 
@@ -119,7 +176,8 @@ FuzzTarget TokenizerTarget() {
 }  // namespace
 
 std::vector<FuzzTarget> FormatTargets() {
-  return {GgufTarget(), SafetensorsTarget(), ConfigTarget(), TokenizerTarget()};
+  return {GgufTarget(),  SplitGgufTarget(), SafetensorsTarget(),
+          IndexTarget(), ConfigTarget(),    TokenizerTarget()};
 }
 
 }  // namespace stillhouse
