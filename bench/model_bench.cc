@@ -2,8 +2,8 @@
 // Prints one line of JSON.
 //
 //   model_bench forward MODEL BATCH LENGTH TIMES   logits of BATCH documents of LENGTH random ids:
-//                                                  {"tokens", "seconds", "top1"} with the most likely
-//                                                  id after each token of the first document
+//                                                  {"tokens", "seconds", "top1"} with the most
+//                                                  likely id after each token of the first document
 //   model_bench generate MODEL PROMPT TOKENS TIMES TOKENS greedy ones after PROMPT random ids:
 //                                                  {"tokens", "seconds", "ids"}
 // The ids are those that bench_rows/model_python.py makes; threads are OMP_NUM_THREADS'.
@@ -40,7 +40,8 @@ nlohmann::json Forward(const DecoderWeights& weights, int64_t batch, int64_t len
   DecoderBatch documents;
   documents.ids = at::empty({batch * length}, at::kLong);
   for (int64_t i = 0; i < batch * length; ++i) {
-    documents.ids.data_ptr<int64_t>()[i] = IdAt(static_cast<uint64_t>(i), weights.config.vocab_size);
+    documents.ids.data_ptr<int64_t>()[i] =
+        IdAt(static_cast<uint64_t>(i), weights.config.vocab_size);
   }
   documents.lengths.assign(static_cast<size_t>(batch), length);
   at::Tensor logits;

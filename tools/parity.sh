@@ -24,6 +24,18 @@ convert_and_compare() {
   $python tools/parity.py "$export" "$2" "$logits"
 }
 
+# gguf_and_compare MODEL: as a GGUF of each type, read by llama.cpp's package and by us.
+gguf_and_compare() {
+  local dtype file=$folder/model.gguf back=$folder/back
+  for dtype in fp32 fp16 bf16 q8_0; do
+    rm -rf "$file" "$back"
+    build/bin/modelctl convert "$1" --out "$file" --dtype "$dtype"
+    build/bin/modelctl convert "$file" --out "$back" --dtype fp32
+    build/bin/modelctl diff "$file" "$back" >/dev/null
+    $python tools/gguf_parity.py "$file" "$back"
+  done
+}
+
 # Longer than the windows and the original lengths of these models.
 ids=$(seq -s ', ' 5 7 278)
 printf '{"ids": [%s]}\n{"ids": [17]}\n' "$ids" >"$folder/long.jsonl"
@@ -35,6 +47,7 @@ done
 
 printf '{"ids": [504, 5621, 314, 5441, 327, 2082, 30]}\n{"ids": [17]}\n' >"$folder/ids.jsonl"
 convert_and_compare .deps/teacher/SmolLM2-135M-Instruct.Q4_1.gguf "$folder/ids.jsonl"
+gguf_and_compare .deps/teacher/SmolLM2-135M-Instruct.Q4_1.gguf
 for student in build/quickstart/students/*/config.json; do
   [ ! -f "$student" ] || convert_and_compare "$(dirname "$student")" "$folder/ids.jsonl"
 done

@@ -22,6 +22,7 @@ AIMS = {
     "tokenize_mb_per_s": ("ratio", ">=", 5),
     "forward_tokens_per_s": ("ratio", ">=", 1.15),
     "generate_tokens_per_s": ("ratio", ">=", 2),
+    "load_gb_per_s": ("ratio", ">=", 1),
 }
 
 
