@@ -13,7 +13,7 @@ help:  ## this list
 	@echo "Stillhouse. What you can make:"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s %s\n", $$1, $$2 }'
 
-quickstart: build  ## one teacher, one cache, two students, on this machine: at most 15 minutes after the build
+quickstart: build  ## one teacher, one cache, two students, on this machine: 3 to 15 minutes after the build
 	@python3 tools/quickstart.py
 
 test: build  ## build and run the fast tests: at most 6 minutes when built
@@ -26,7 +26,7 @@ sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds
 	@tools/setup/setup.sh lint
 	@tools/sanitize.sh
 
-test-quickstart: build  ## the quickstart with its results checked: about 15 minutes
+test-quickstart: build  ## the quickstart, twice, with its results checked: 5 to 20 minutes
 	@tools/run_tests.sh build -L slow
 
 bench:  ## the figures of docs/benchmarks.md: about 20 minutes; needs 12 GB of disk

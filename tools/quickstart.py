@@ -121,7 +121,7 @@ class Quickstart:
         if students.exists():
             print("quickstart: students/ of the last run is cleared; the cache stays", flush=True)
             shutil.rmtree(students)
-        print("quickstart: this takes about 15 minutes on 2 cores (less when the teacher was captured "
+        print("quickstart: this takes 3 to 15 minutes on 2 cores (less when the teacher was captured "
               f"before), and {GIGABYTES} GB in {shown(self.folder)}", flush=True)
         print(f"quickstart: coordinatorctl local {shown(self.recipe)}", flush=True)
         started = time.monotonic()
