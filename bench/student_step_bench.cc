@@ -101,13 +101,21 @@ void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
   auto model =
       MakeAutogradStudent(shape->config, student.Weights(), {terms, vocabulary, teacher->head});
   SH_CHECK_OK(model);
-  Stepper stepper(recipe, terms, **model, student);
+  const auto communicators = MakeThreadCommunicators(1, absl::Minutes(1));
+  Zero2 zero2(student.plan, *communicators[0], student.Shard());
+  Stepper stepper(recipe, terms, **model, zero2);
   const BenchPlan plan(vocabulary);
   std::vector<DocumentTargets> documents;
   for (uint32_t d = 0; d < kDocuments; ++d) documents.push_back(Targets(d, vocabulary, width));
+  std::vector<uint32_t> numbers(kDocuments);
+  std::iota(numbers.begin(), numbers.end(), 0u);
+  const StepSplit split =
+      SplitStep(plan, numbers, 1, static_cast<uint64_t>(recipe.micro_batch), recipe.packing);
   uint64_t step = 0;
+  SkippedSteps skipped;
   for (auto _ : state) {
-    SH_CHECK_OK(stepper.Step(plan, documents, ++step, [] { return absl::OkStatus(); }));
+    SH_CHECK_OK(
+        stepper.Step(plan, documents, split, ++step, &skipped, [] { return absl::OkStatus(); }));
   }
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations() * kDocuments * kRows));
 }

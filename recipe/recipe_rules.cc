@@ -82,8 +82,10 @@ void CheckStudent(const Recipe& recipe, const StudentRecipe& student, const std:
   if (student.early_stop.has_value() && student.evaluate_every == 0) {
     report.AddAt(path + ".evaluate.early_stop", "needs evaluate.every: it counts evaluations");
   }
-  if (student.ranks != 1) {
-    report.AddAt(path + ".ranks", "more than one comes with ZeRO-2 sharding, not in this version");
+  if (student.ranks > student.batch_tokens) {
+    report.AddAt(path + ".ranks",
+                 absl::StrCat("more than batch.tokens, which is ", student.batch_tokens,
+                              ": each step would leave some of them without a token"));
   }
 }
 

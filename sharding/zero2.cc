@@ -102,11 +102,12 @@ absl::StatusOr<GradientPlace> Zero2::Begin(size_t parameter) {
   const bool again = std::exchange(progress_[parameter], Progress::kBegun) == Progress::kBegun;
   const Bucket& bucket = plan_.buckets()[b];
   const size_t offset = plan_.layout().parameters()[parameter].offset - bucket.range.begin;
-  // A gradient comes after the forward pass, which has read all weights; and of the collectives under
-  // way a rank must not wait for a later one before an earlier one is over on the others.
+  // A gradient comes after the forward pass, which has read all weights; and of the collectives
+  // under way a rank must not wait for a later one before an earlier one is over on the others.
   SH_RETURN_IF_ERROR(AwaitAllWeights());
   if (alone()) {
-    return GradientPlace{PartOf(buffers_.gradients, b).data() + offset, again || micro_batches_ > 0};
+    return GradientPlace{PartOf(buffers_.gradients, b).data() + offset,
+                         again || micro_batches_ > 0};
   }
   if (states_[b].slot == nullptr) {
     SH_ASSIGN_OR_RETURN(states_[b].slot, TakeSlot(bucket));
@@ -114,8 +115,9 @@ absl::StatusOr<GradientPlace> Zero2::Begin(size_t parameter) {
   return GradientPlace{states_[b].slot->gradients.data() + offset, again};
 }
 
-// A free slot that is large enough, else a new one instead of one that is too small: there are never
-// more than reductions under way and buckets begun, and after the first steps nothing is allocated.
+// A free slot that is large enough, else a new one instead of one that is too small: there are
+// never more than reductions under way and buckets begun, and after the first steps nothing is
+// allocated.
 absl::StatusOr<std::shared_ptr<Zero2::Slot>> Zero2::TakeSlot(const Bucket& bucket) {
   SH_RETURN_IF_ERROR(FinishReductions(options_.reductions_max - 1));
   const size_t needed = bucket.range.size();
@@ -138,7 +140,8 @@ absl::StatusOr<std::shared_ptr<Zero2::Slot>> Zero2::TakeSlot(const Bucket& bucke
     slot = std::make_shared<Slot>();
     slot->gradients = FlatBuffer<float>(needed);
     // As much as a rank can own of any bucket that fits.
-    slot->sums = FlatBuffer<float>(needed / static_cast<size_t>(communicator_.size()) + kFlatAlignment);
+    slot->sums =
+        FlatBuffer<float>(needed / static_cast<size_t>(communicator_.size()) + kFlatAlignment);
     slot_bytes_ += BytesOf(slot->gradients) + BytesOf(slot->sums);
     slot_bytes_max_ = std::max(slot_bytes_max_, slot_bytes_);
   }
@@ -146,9 +149,9 @@ absl::StatusOr<std::shared_ptr<Zero2::Slot>> Zero2::TakeSlot(const Bucket& bucke
   const std::vector<FlatParameter>& parameters = plan_.layout().parameters();
   for (size_t i = bucket.parameters_begin; i < bucket.parameters_end; ++i) {
     const size_t end = i + 1 < bucket.parameters_end ? parameters[i + 1].offset : bucket.range.end;
-    std::fill(slot->gradients.data() + (parameters[i].offset + parameters[i].count -
-                                        bucket.range.begin),
-              slot->gradients.data() + (end - bucket.range.begin), 0.0f);
+    std::fill(
+        slot->gradients.data() + (parameters[i].offset + parameters[i].count - bucket.range.begin),
+        slot->gradients.data() + (end - bucket.range.begin), 0.0f);
   }
   return slot;
 }
@@ -241,8 +244,8 @@ absl::Status Zero2::AddNothing() {
   return EndMicroBatch();
 }
 
-absl::StatusOr<UpdateOutcome> Zero2::Update(const UpdateOptions& options,
-                                            absl::Span<double> values, RangeRunner run) {
+absl::StatusOr<UpdateOutcome> Zero2::Update(const UpdateOptions& options, absl::Span<double> values,
+                                            RangeRunner run) {
   SH_CHECK(!in_micro_batch_);
   SH_RETURN_IF_ERROR(FinishReductions(0));
   if (micro_batches_ == 0) {
@@ -259,17 +262,19 @@ absl::StatusOr<UpdateOutcome> Zero2::Update(const UpdateOptions& options,
   for (const double sum : sums) outcome.skipped |= !std::isfinite(sum);
   if (outcome.skipped) return outcome;
 
-  const AdamWScalars scalars =
-      AdamWScalarsFor(options.adamw, options.update, options.learning_rate,
-                      ClipScale(outcome.gradient_norm, options.clip));
+  const AdamWScalars scalars = AdamWScalarsFor(options.adamw, options.update, options.learning_rate,
+                                               ClipScale(outcome.gradient_norm, options.clip));
   SH_RETURN_IF_ERROR(AwaitAllWeights());
   for (size_t b = plan_.buckets().size(); b-- > 0;) {
     const auto part = [&](absl::Span<float> shard) {
       const absl::Span<float> span = PartOf(shard, b);
       return TensorView{span.data(), span.size(), DType::kF32};
     };
-    AdamWBuffers buffers{part(buffers_.masters), part(buffers_.first), part(buffers_.second),
-                         part(buffers_.gradients), {}};
+    AdamWBuffers buffers{part(buffers_.masters),
+                         part(buffers_.first),
+                         part(buffers_.second),
+                         part(buffers_.gradients),
+                         {}};
     if (buffers_.weights.dtype == DType::kBF16) buffers.weights = WeightsOfPart(b);
     SH_RETURN_IF_ERROR(adamw_->Step(buffers, scalars, run));
     if (buffers_.weights.dtype == DType::kF32) SH_RETURN_IF_ERROR(CopyToWeights(b, run));
@@ -337,10 +342,17 @@ absl::Status Zero2::AwaitAllWeights() {
   return absl::OkStatus();
 }
 
+std::string Zero2::Memory::Describe() const {
+  const auto mb = [](size_t bytes) { return absl::StrCat((bytes + 500'000) / 1'000'000, " MB"); };
+  return absl::StrCat(mb(total()), ": weights ", mb(weights), ", gradients ", mb(gradients),
+                      ", masters and moments ", mb(optimizer), ", bucket buffers ",
+                      mb(bucket_buffers));
+}
+
 Zero2::Memory Zero2::memory() const {
   Memory memory;
-  memory.weights = buffers_.weights.data == buffers_.masters.data() ? 0
-                                                                    : buffers_.weights.size_bytes();
+  memory.weights =
+      buffers_.weights.data == buffers_.masters.data() ? 0 : buffers_.weights.size_bytes();
   memory.gradients = buffers_.gradients.size() * sizeof(float);
   memory.optimizer = 3 * buffers_.masters.size() * sizeof(float);
   memory.bucket_buffers = slot_bytes_max_;

@@ -9,20 +9,21 @@
 //   ─► Update: norm over all ranks, clipping, AdamW on the shard, all-gather of the weights begun
 //   ─► AwaitWeights, before they are read
 //
-// Owner: the trainer; the buffers are the caller's and must outlive it. Threads: one at a time, that
-// of the communicator; AdamW and sums spread over those of the RangeRunner. Ordering: buckets are
-// reduced in the plan's order, each as soon as its last gradient and the buckets before it are
+// Owner: the trainer; the buffers are the caller's and must outlive it. Threads: one at a time,
+// that of the communicator; AdamW and sums spread over those of the RangeRunner. Ordering: buckets
+// are reduced in the plan's order, each as soon as its last gradient and the buckets before it are
 // complete; every rank starts the same collectives in the same order whatever the order of its
-// gradients. Determinism: sums over ranks are in fp32 in rank order, the norm in fp64 in rank order;
-// the same ranks give the same bits. Memory: a bucket's gradients lie in a buffer that is used again
-// once they are summed; with one rank they are made in the shard itself and nothing is sent.
-// Errors: those of the communicator, which is dead then; the bucket buffers are kept for ever, as
-// must be the caller's buffers.
+// gradients. Determinism: sums over ranks are in fp32 in rank order, the norm in fp64 in rank
+// order; the same ranks give the same bits. Memory: a bucket's gradients lie in a buffer that is
+// used again once they are summed; with one rank they are made in the shard itself and nothing is
+// sent. Errors: those of the communicator, which is dead then; the bucket buffers are kept for
+// ever, as must be the caller's buffers.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -60,7 +61,7 @@ struct UpdateOptions {
 
 struct UpdateOutcome {
   double gradient_norm = 0;  // over all ranks, before clipping
-  bool skipped = false;      // a gradient or a value of some rank is not finite: nothing has changed
+  bool skipped = false;  // a gradient or a value of some rank is not finite: nothing has changed
 };
 
 class Zero2 final : public GradientSink {
@@ -85,7 +86,8 @@ class Zero2 final : public GradientSink {
   // gradient or one of them is not finite on any rank.
   absl::StatusOr<UpdateOutcome> Update(const UpdateOptions& options, absl::Span<double> values,
                                        RangeRunner run);
-  // After the masters were set: rounds this rank's into `weights`, and begins to gather the others'.
+  // After the masters were set: rounds this rank's into `weights`, and begins to gather the
+  // others'.
   absl::Status PublishWeights(RangeRunner run);
   absl::Status AwaitWeights(size_t parameter) override;
   absl::Status AwaitAllWeights();
@@ -100,6 +102,7 @@ class Zero2 final : public GradientSink {
     size_t optimizer = 0;       // masters and moments: 12Ψ/N
     size_t bucket_buffers = 0;  // gradients before and sums after their reduction
     size_t total() const { return weights + gradients + optimizer + bucket_buffers; }
+    std::string Describe() const;  // for logs
   };
   Memory memory() const;
 

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <functional>
+#include <memory>
 #include <utility>
 
 #include "ATen/core/grad_mode.h"
@@ -12,6 +15,8 @@
 #include "model/torch_status.h"
 #include "student/losses/row_kernels.h"
 #include "student/student_model.h"
+#include "torch/csrc/autograd/function_hook.h"
+#include "torch/csrc/autograd/variable.h"
 
 namespace stillhouse {
 namespace {
@@ -20,7 +25,9 @@ constexpr int64_t kGradientsPerTask = 1 << 15;
 constexpr char kEmbedding[] = "model.embed_tokens.weight";
 constexpr char kHead[] = "lm_head.weight";
 
-void AccumulateTensor(const at::Tensor& gradient, bool first, float* out) {
+void AccumulateTensor(const at::Tensor& gradient, GradientPlace place) {
+  const bool first = !place.add;
+  float* const out = place.data;
   const at::Tensor dense = gradient.contiguous();
   const bool is_bf16 = dense.scalar_type() == at::kBFloat16;
   const void* data = dense.const_data_ptr();
@@ -34,20 +41,43 @@ void AccumulateTensor(const at::Tensor& gradient, bool first, float* out) {
   });
 }
 
+// Called by autograd, on the thread that runs the backward pass, once a leaf's gradient is
+// complete.
+class OnGradient final : public torch::autograd::PostAccumulateGradHook {
+ public:
+  explicit OnGradient(std::function<void(const at::Tensor&)> call) : call_(std::move(call)) {}
+  void operator()(const torch::autograd::Variable& leaf) override { call_(leaf); }
+
+ private:
+  const std::function<void(const at::Tensor&)> call_;
+};
+
 class AutogradStudent final : public StudentModel {
  public:
   AutogradStudent(DecoderWeights weights, FlatLayout layout, const StudentLossOptions& loss)
       : weights_(std::move(weights)),
         layout_(std::move(layout)),
-        head_loss_(loss.terms, loss.vocabulary, loss.teacher_head) {}
+        head_loss_(loss.terms, loss.vocabulary, loss.teacher_head) {
+    for (const NamedTensor& named : weights_.Named()) {
+      if (named.name == kEmbedding || named.name == kHead) continue;
+      torch::autograd::impl::set_post_acc_grad_hooks(
+          named.tensor,
+          std::make_unique<OnGradient>([this, index = IndexOf(named.name)](const at::Tensor& leaf) {
+            TakeGradient(leaf, index);
+          }));
+    }
+  }
 
   const ModelConfig& config() const override { return weights_.config; }
   at::Tensor Head() const override { return HeadWeight(weights_).detach(); }
 
   absl::Status AddGradients(const MicroBatch& batch, absl::Span<const double> coefficients,
-                            bool first, absl::Span<float> gradients,
-                            std::vector<std::vector<float>>* values) override {
-    SH_CHECK(gradients.size() == layout_.size() && !batch.loss_rows.empty());
+                            GradientSink& sink, std::vector<std::vector<float>>* values) override {
+    SH_CHECK(!batch.loss_rows.empty());
+    // Autograd's forward pass cannot stop at a layer: all weights are awaited, in order of use.
+    for (size_t i = layout_.parameters().size(); i-- > 0;) {
+      SH_RETURN_IF_ERROR(sink.AwaitWeights(i));
+    }
     // The embedding as a leaf of this batch's rows: its gradient is then [T, H], not [V, H].
     at::Tensor rows;
     DecoderWeights bound = weights_;
@@ -64,12 +94,14 @@ class AutogradStudent final : public StudentModel {
 
     at::Tensor hidden_gradient;
     SH_RETURN_IF_ERROR(
-        RunHead(batch, coefficients, first, hidden.detach(), gradients, values, &hidden_gradient));
-    return CallTorch([&] {
-      hidden.backward(hidden_gradient);
-      CollectGradients(first, gradients);
-      AddEmbeddingGradient(batch.ids, rows.grad(), first, gradients);
-    });
+        RunHead(batch, coefficients, hidden.detach(), sink, values, &hidden_gradient));
+    sink_ = &sink;
+    sink_status_ = absl::OkStatus();
+    const absl::Status backward = CallTorch([&] { hidden.backward(hidden_gradient); });
+    sink_ = nullptr;
+    SH_RETURN_IF_ERROR(sink_status_);
+    SH_RETURN_IF_ERROR(backward);
+    return AddEmbeddingGradient(batch.ids, rows.grad(), sink);
   }
 
   absl::StatusOr<at::Tensor> Hidden(const MicroBatch& batch) override {
@@ -84,14 +116,29 @@ class AutogradStudent final : public StudentModel {
                          at::TensorOptions().dtype(at::kLong));
   }
 
-  float* Place(absl::string_view name, absl::Span<float> gradients) const {
+  size_t IndexOf(absl::string_view name) const {
     const FlatParameter* parameter = layout_.Find(name);
     SH_CHECK(parameter != nullptr, name);
-    return gradients.data() + parameter->offset;
+    return static_cast<size_t>(parameter - layout_.parameters().data());
   }
 
-  absl::Status RunHead(const MicroBatch& batch, absl::Span<const double> coefficients, bool first,
-                       const at::Tensor& hidden, absl::Span<float> gradients,
+  // Of a leaf that backward is done with.
+  void TakeGradient(const at::Tensor& leaf, size_t index) {
+    SH_CHECK(sink_ != nullptr);
+    if (!sink_status_.ok()) return;
+    sink_status_ = [&]() -> absl::Status {
+      SH_ASSIGN_OR_RETURN(const GradientPlace place, sink_->Begin(index));
+      if (place.data != nullptr) {
+        AccumulateTensor(leaf.grad(), place);
+        SH_RETURN_IF_ERROR(sink_->Ready(index));
+      }
+      leaf.mutable_grad().reset();
+      return absl::OkStatus();
+    }();
+  }
+
+  absl::Status RunHead(const MicroBatch& batch, absl::Span<const double> coefficients,
+                       const at::Tensor& hidden, GradientSink& sink,
                        std::vector<std::vector<float>>* values, at::Tensor* hidden_gradient) {
     const bool all_count = batch.loss_rows.size() == batch.ids.size();
     const bool tied = weights_.config.tie_embeddings;
@@ -100,15 +147,18 @@ class AutogradStudent final : public StudentModel {
     targets.labels = batch.labels;
     targets.sampled = batch.sampled;
     targets.teacher_entropy = batch.teacher_entropy;
+    const size_t head = IndexOf(tied ? kEmbedding : kHead);
+    SH_ASSIGN_OR_RETURN(const GradientPlace place, sink.Begin(head));
+    if (place.data == nullptr) return absl::UnimplementedError("a frozen head has no loss yet");
     HeadGradients out;
-    out.first = first;
+    out.first = !place.add;
     SH_RETURN_IF_ERROR(CallTorch([&] {
       loss_rows = IdTensor(batch.loss_rows);
       rows = all_count ? hidden.contiguous() : at::index_select(hidden, 0, loss_rows);
       row_gradient = at::empty(rows.sizes(), rows.options());
       out.hidden = row_gradient;
-      out.head = at::from_blob(Place(tied ? kEmbedding : kHead, gradients),
-                               HeadWeight(weights_).sizes(), at::TensorOptions().dtype(at::kFloat));
+      out.head = at::from_blob(place.data, HeadWeight(weights_).sizes(),
+                               at::TensorOptions().dtype(at::kFloat));
       if (batch.teacher_hidden.rows() > 0) {
         targets.teacher_hidden =
             at::from_blob(const_cast<uint16_t*>(batch.teacher_hidden.values.data()),
@@ -120,6 +170,7 @@ class AutogradStudent final : public StudentModel {
     }));
     SH_RETURN_IF_ERROR(
         head_loss_.Run(rows, HeadWeight(weights_).detach(), targets, coefficients, out, values));
+    if (!tied) SH_RETURN_IF_ERROR(sink.Ready(head));
     return CallTorch([&] {
       if (all_count) {
         *hidden_gradient = row_gradient;
@@ -130,32 +181,31 @@ class AutogradStudent final : public StudentModel {
     });
   }
 
-  void CollectGradients(bool first, absl::Span<float> gradients) {
-    for (NamedTensor& named : weights_.Named()) {
-      if (named.name == kEmbedding || named.name == kHead) continue;
-      SH_CHECK(named.tensor.grad().defined(), named.name);
-      AccumulateTensor(named.tensor.grad(), first, Place(named.name, gradients));
-      named.tensor.mutable_grad().reset();
-    }
-  }
-
   // One row after the other: tokens repeat, and the order of a sum decides its bits.
-  void AddEmbeddingGradient(const std::vector<int64_t>& ids, const at::Tensor& row_gradient,
-                            bool first, absl::Span<float> gradients) {
-    const at::Tensor rows = row_gradient.to(at::kFloat).contiguous();
+  absl::Status AddEmbeddingGradient(const std::vector<int64_t>& ids, const at::Tensor& row_gradient,
+                                    GradientSink& sink) {
+    const size_t embedding = IndexOf(kEmbedding);
+    SH_ASSIGN_OR_RETURN(const GradientPlace place, sink.Begin(embedding));
+    if (place.data == nullptr) return absl::OkStatus();
+    at::Tensor rows;
+    SH_RETURN_IF_ERROR(CallTorch([&] { rows = row_gradient.to(at::kFloat).contiguous(); }));
     const auto width = static_cast<size_t>(rows.size(1));
-    float* out = Place(kEmbedding, gradients);
-    const bool overwrite = first && !weights_.config.tie_embeddings;
-    if (overwrite) std::fill(out, out + layout_.Find(kEmbedding)->count, 0.0f);
+    if (!place.add) {
+      std::fill_n(place.data, layout_.parameters()[embedding].count, 0.0f);
+    }
     for (size_t t = 0; t < ids.size(); ++t) {
       AccumulateGradient(rows.const_data_ptr<float>() + t * width, width, /*first=*/false,
-                         out + static_cast<size_t>(ids[t]) * width);
+                         place.data + static_cast<size_t>(ids[t]) * width);
     }
+    return sink.Ready(embedding);
   }
 
   const DecoderWeights weights_;
   const FlatLayout layout_;
   HeadLoss head_loss_;
+  // While backward runs.
+  GradientSink* sink_ = nullptr;
+  absl::Status sink_status_;
 };
 
 }  // namespace

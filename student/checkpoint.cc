@@ -1,6 +1,5 @@
 #include "student/checkpoint.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <sys/random.h>
 #include <sys/stat.h>
@@ -8,84 +7,30 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <optional>
 #include <tuple>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/file.h"
 #include "common/log.h"
 #include "common/status.h"
 #include "formats/json.h"
+#include "student/shard_file.h"
 
 namespace stillhouse {
 namespace {
 
-constexpr char kMagic[] = "SHSTATE1";
-constexpr size_t kHeaderBytes = 64;
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
+constexpr int kVersionOfOneRank = 1;  // without skipped steps
 constexpr char kManifest[] = "MANIFEST.json";
 constexpr char kUnfinished[] = ".tmp";
 constexpr uint64_t kManifestBytesMax = 64ull << 20;
-constexpr size_t kWriteBytes = 8 << 20;  // at a time, hashed while it is in the cache
 
-std::string ShardName() { return "rank-0-of-1.state"; }
-
-// A file that is hashed as it is written.
-class HashedFile {
- public:
-  ~HashedFile() {
-    if (fd_ >= 0) close(fd_);
-  }
-  absl::Status Open(const std::string& path) {
-    path_ = path;
-    fd_ = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    return fd_ < 0 ? ErrnoStatus("creating", path_) : absl::OkStatus();
-  }
-  absl::Status Append(const void* data, size_t size) {
-    const char* next = static_cast<const char*>(data);
-    while (size > 0) {
-      const size_t piece = std::min(size, kWriteBytes);
-      hash_.AddRaw(next, piece);
-      for (size_t done = 0; done < piece;) {
-        const ssize_t wrote = write(fd_, next + done, piece - done);
-        if (wrote < 0 && errno == EINTR) continue;
-        if (wrote < 0) return ErrnoStatus("writing", path_);
-        done += static_cast<size_t>(wrote);
-      }
-      next += piece;
-      size -= piece;
-      bytes_ += piece;
-    }
-    return absl::OkStatus();
-  }
-  absl::Status Close() {
-    if (fsync(fd_) != 0) return ErrnoStatus("syncing", path_);
-    if (close(std::exchange(fd_, -1)) != 0) return ErrnoStatus("closing", path_);
-    return absl::OkStatus();
-  }
-  uint64_t bytes() const { return bytes_; }
-  Digest Finish() { return hash_.Finish(); }
-
- private:
-  std::string path_;
-  int fd_ = -1;
-  uint64_t bytes_ = 0;
-  Sha256 hash_;
-};
-
-std::string ShardHeader(uint64_t elements, uint64_t begin, uint64_t end) {
-  std::string bytes(kHeaderBytes, '\0');
-  std::memcpy(bytes.data(), kMagic, 8);
-  const uint64_t fields[] = {elements, begin, end};
-  std::memcpy(bytes.data() + 8, fields, sizeof(fields));
-  return bytes;
-}
-
-OrderedJson ManifestOf(const RunProgress& progress, const FlatLayout& layout) {
+OrderedJson ManifestOf(const RunProgress& progress, const FlatLayout& layout, size_t ranks) {
   OrderedJson json;
   json["version"] = kVersion;
   json["run_hash"] = progress.run_hash.Hex();
@@ -99,7 +44,8 @@ OrderedJson ManifestOf(const RunProgress& progress, const FlatLayout& layout) {
                         {"best_step", progress.best_step},
                         {"evaluations", progress.evaluations},
                         {"without_gain", progress.evaluations_without_gain}};
-  json["world_size"] = 1;
+  json["skipped"] = {{"total", progress.skipped.total}, {"in_a_row", progress.skipped.in_a_row}};
+  json["world_size"] = ranks;
   json["elements"] = layout.size();
   OrderedJson parameters = OrderedJson::array();
   for (const FlatParameter& parameter : layout.parameters()) {
@@ -144,6 +90,9 @@ absl::StatusOr<RunProgress> ProgressOf(const OrderedJson& json) {
   SH_ASSIGN_OR_RETURN(progress.best_step, Count(stop, "best_step"));
   SH_ASSIGN_OR_RETURN(progress.evaluations, Count(stop, "evaluations"));
   SH_ASSIGN_OR_RETURN(progress.evaluations_without_gain, Count(stop, "without_gain"));
+  if (json.at("version").get<int>() == kVersionOfOneRank) return progress;
+  SH_ASSIGN_OR_RETURN(progress.skipped.total, Count(json.at("skipped"), "total"));
+  SH_ASSIGN_OR_RETURN(progress.skipped.in_a_row, Count(json.at("skipped"), "in_a_row"));
   return progress;
 }
 
@@ -180,6 +129,10 @@ absl::Status CheckProgress(const RunProgress& progress, uint64_t named_step,
       progress.evaluations_without_gain > progress.evaluations) {
     return Refused("early_stop is not possible");
   }
+  if (progress.skipped.total > progress.step ||
+      progress.skipped.in_a_row > std::min(progress.skipped.total, kSkippedInARowMax)) {
+    return Refused("so many skipped steps are not possible");
+  }
   return absl::OkStatus();
 }
 
@@ -211,6 +164,43 @@ absl::Status CheckLayout(const OrderedJson& json, const FlatLayout& layout,
       absl::StrCat(folder, ": its parameters are not those of this student"));
 }
 
+// The shards that the manifest names, all opened, which together are the whole flat buffer.
+absl::StatusOr<std::vector<ShardFile>> OpenShards(const OrderedJson& json, size_t elements,
+                                                  const std::string& folder) {
+  const std::string manifest = JoinPath(folder, kManifest);
+  const auto ranks = json.at("world_size").get<int>();
+  const OrderedJson& stored = json.at("files");
+  if (ranks < 1 || stored.size() != static_cast<size_t>(ranks)) {
+    return absl::DataLossError(
+        absl::StrCat(manifest, ": ", stored.size(), " files of ", ranks, " ranks"));
+  }
+  std::vector<ShardFile> files;
+  std::vector<FlatRange> ranges;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const OrderedJson& file = stored.at(static_cast<size_t>(rank));
+    const std::string name = ShardName(rank, ranks);
+    if (file.at("name").get<std::string>() != name) {
+      return absl::DataLossError(absl::StrCat(manifest, ": names another file than ", name));
+    }
+    SH_ASSIGN_OR_RETURN(
+        files.emplace_back(),
+        ShardFile::Open(
+            folder, {name, file.at("bytes").get<uint64_t>(), file.at("sha256").get<std::string>()},
+            elements));
+    for (const ShardPiece& piece : files.back().pieces()) ranges.push_back(piece.flat);
+  }
+  std::sort(ranges.begin(), ranges.end(),
+            [](const FlatRange& a, const FlatRange& b) { return a.begin < b.begin; });
+  size_t end = 0;
+  for (const FlatRange& range : ranges) {
+    if (range.begin != end) break;
+    end = range.end;
+  }
+  if (end == elements) return files;
+  for (const ShardFile& file : files) SH_RETURN_IF_ERROR(file.Verify());
+  return absl::DataLossError(absl::StrCat(manifest, ": its shards are not the whole student"));
+}
+
 struct ParsedName {
   uint64_t step = 0, epoch = 0;
   bool unfinished = false;
@@ -230,6 +220,17 @@ std::optional<ParsedName> ParseName(absl::string_view name) {
 
 }  // namespace
 
+void RunProgress::NoteEvaluation(double value) {
+  if (evaluations == 0 || value < best) {
+    best = value;
+    best_step = step;
+    evaluations_without_gain = 0;
+  } else {
+    ++evaluations_without_gain;
+  }
+  ++evaluations;
+}
+
 CheckpointStore::CheckpointStore(std::string run_folder, Fault fault)
     : folder_(JoinPath(run_folder, "checkpoints")), fault_(std::move(fault)) {}
 
@@ -237,53 +238,67 @@ absl::Status CheckpointStore::At(absl::string_view step) {
   return fault_ == nullptr ? absl::OkStatus() : fault_(step);
 }
 
-absl::Status CheckpointStore::WriteInto(const std::string& folder, const RunProgress& progress,
-                                        const StudentState& state) {
-  SH_RETURN_IF_ERROR(At("shard"));
-  HashedFile shard;
-  SH_RETURN_IF_ERROR(shard.Open(JoinPath(folder, ShardName())));
-  const size_t n = state.layout.size();
-  const std::string header = ShardHeader(n, 0, n);
-  SH_RETURN_IF_ERROR(shard.Append(header.data(), header.size()));
-  for (const FlatBuffer<float>* buffer : {&state.masters, &state.first, &state.second}) {
-    SH_RETURN_IF_ERROR(shard.Append(buffer->data(), n * sizeof(float)));
-  }
-  SH_RETURN_IF_ERROR(shard.Close());
-  OrderedJson manifest = ManifestOf(progress, state.layout);
-  manifest["files"] = {
-      {{"name", ShardName()}, {"bytes", shard.bytes()}, {"sha256", shard.Finish().Hex()}}};
-  manifest["digest"] = DigestOf(manifest);
-  SH_RETURN_IF_ERROR(At("manifest"));
-  HashedFile file;
-  SH_RETURN_IF_ERROR(file.Open(JoinPath(folder, kManifest)));
-  const std::string text = manifest.dump(1) + "\n";
-  SH_RETURN_IF_ERROR(file.Append(text.data(), text.size()));
-  SH_RETURN_IF_ERROR(file.Close());
-  return FsyncFolder(folder);
-}
-
-absl::StatusOr<std::string> CheckpointStore::Write(const RunProgress& progress,
-                                                   const StudentState& state, uint64_t run_epoch) {
+absl::StatusOr<std::string> CheckpointStore::MakeFolder(const RunProgress& progress,
+                                                        uint64_t run_epoch) {
   SH_RETURN_IF_ERROR(MakeFolders(folder_));
   uint32_t nonce = 0;  // only so that two processes never choose one name
   SH_CHECK(getrandom(&nonce, sizeof(nonce), 0) == sizeof(nonce), "no randomness");
   const std::string name = absl::StrFormat("step-%d.%d.%08x", progress.step, run_epoch, nonce);
+  SH_RETURN_IF_ERROR(At("folder"));
+  SH_RETURN_IF_ERROR(MakeFolders(absl::StrCat(JoinPath(folder_, name), kUnfinished)));
+  return name;
+}
+
+// What the manifest will say of it, as words.
+absl::StatusOr<std::string> CheckpointStore::WriteShard(const std::string& name,
+                                                        const StudentState& state, int ranks) {
+  SH_RETURN_IF_ERROR(At("shard"));
+  SH_ASSIGN_OR_RETURN(
+      const StoredFile shard,
+      WriteShardFile(absl::StrCat(JoinPath(folder_, name), kUnfinished), ranks, state));
+  return OrderedJson{{"name", shard.name}, {"bytes", shard.bytes}, {"sha256", shard.sha256}}.dump();
+}
+
+absl::Status CheckpointStore::Complete(const std::string& name, const RunProgress& progress,
+                                       const FlatLayout& layout,
+                                       const std::vector<std::string>& shards) {
   const std::string final_path = JoinPath(folder_, name);
   const std::string path = final_path + kUnfinished;
-  SH_RETURN_IF_ERROR(At("folder"));
-  SH_RETURN_IF_ERROR(MakeFolders(path));
-  const absl::Status written = WriteInto(path, progress, state);
-  if (!written.ok()) {
-    // A full disk must not stay full for our sake; for an injected crash the folder stays, as it
-    // would.
-    if (absl::IsResourceExhausted(written)) RemoveTree(path).IgnoreError();
-    return Annotate(written, "writing a checkpoint");
-  }
+  OrderedJson manifest = ManifestOf(progress, layout, shards.size());
+  manifest["files"] = OrderedJson::array();
+  for (const std::string& shard : shards) manifest["files"].push_back(OrderedJson::parse(shard));
+  manifest["digest"] = DigestOf(manifest);
+  SH_RETURN_IF_ERROR(At("manifest"));
+  SH_RETURN_IF_ERROR(WriteTextFile(path, kManifest, manifest.dump(1) + "\n").status());
+  SH_RETURN_IF_ERROR(FsyncFolder(path));
   SH_RETURN_IF_ERROR(At("rename"));
   if (rename(path.c_str(), final_path.c_str()) != 0) return ErrnoStatus("renaming", path);
   SH_RETURN_IF_ERROR(At("sync"));
-  SH_RETURN_IF_ERROR(FsyncFolder(folder_));
-  return name;
+  return FsyncFolder(folder_);
+}
+
+absl::StatusOr<std::string> CheckpointStore::Write(const RunProgress& progress,
+                                                   const StudentState& state, uint64_t run_epoch,
+                                                   RankGroup& group) {
+  const auto made = group.leads() ? MakeFolder(progress, run_epoch) : std::string();
+  absl::StatusOr<std::string> name = group.FromLeader(made);
+  absl::Status written = name.status();
+  if (name.ok()) {
+    const absl::StatusOr<std::vector<std::string>> shards =
+        group.Exchange(WriteShard(*name, state, group.ranks()));
+    written = shards.status();
+    if (shards.ok()) {
+      written = group.FromLeader(group.leads() ? Complete(*name, progress, state.layout, *shards)
+                                               : absl::OkStatus());
+    }
+  }
+  if (written.ok()) return name;
+  // A full disk must not stay full for our sake; for an injected crash the folder stays, as it
+  // would.
+  if (name.ok() && group.leads() && absl::IsResourceExhausted(written)) {
+    RemoveTree(absl::StrCat(JoinPath(folder_, *name), kUnfinished)).IgnoreError();
+  }
+  return Annotate(written, "writing a checkpoint");
 }
 
 absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name,
@@ -297,9 +312,10 @@ absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name,
   if (!PathExists(folder)) return absl::NotFoundError(absl::StrCat(folder, ": no such checkpoint"));
   try {
     SH_ASSIGN_OR_RETURN(const OrderedJson json, ReadManifest(folder));
-    if (json.at("version").get<int>() != kVersion || json.at("world_size").get<int>() != 1) {
+    const auto version = json.at("version").get<int>();
+    if (version != kVersion && version != kVersionOfOneRank) {
       return absl::UnimplementedError(
-          absl::StrCat(folder, ": written by a version or a number of ranks that this one lacks"));
+          absl::StrCat(folder, ": of version ", version, ", which this one does not read"));
     }
     const std::string manifest = JoinPath(folder, kManifest);
     SH_ASSIGN_OR_RETURN_AT(const RunProgress progress, ProgressOf(json), manifest);
@@ -308,27 +324,12 @@ absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name,
     }
     SH_RETURN_IF_ERROR_AT(CheckProgress(progress, parsed->step, rules), manifest);
     SH_RETURN_IF_ERROR(CheckLayout(json, state->layout, folder));
-    const OrderedJson& file = json.at("files").at(0);
-    if (file.at("name").get<std::string>() != ShardName()) {
-      return absl::DataLossError(absl::StrCat(manifest, ": names another file than ", ShardName()));
+    SH_ASSIGN_OR_RETURN(const std::vector<ShardFile> files,
+                        OpenShards(json, state->layout.size(), folder));
+    for (const ShardFile& file : files) {
+      if (file.Overlaps(*state)) SH_RETURN_IF_ERROR(file.Verify());
     }
-    const std::string path = JoinPath(folder, ShardName());
-    SH_ASSIGN_OR_RETURN(const auto map, MappedFile::Open(path));
-    const size_t n = state->layout.size(), bytes = n * sizeof(float);
-    if (map->bytes().size() != kHeaderBytes + 3 * bytes ||
-        file.at("bytes").get<size_t>() != map->bytes().size()) {
-      return absl::DataLossError(absl::StrCat(path, ": damaged: ", map->bytes().size(),
-                                              " bytes, expected ", kHeaderBytes + 3 * bytes));
-    }
-    if (Sha256Of(map->bytes()).Hex() != file.at("sha256").get<std::string>() ||
-        map->bytes().substr(0, kHeaderBytes) != ShardHeader(n, 0, n)) {
-      return absl::DataLossError(absl::StrCat(path, ": damaged: its SHA-256 does not match"));
-    }
-    const char* next = map->bytes().data() + kHeaderBytes;
-    for (FlatBuffer<float>* buffer : {&state->masters, &state->first, &state->second}) {
-      std::memcpy(buffer->data(), next, bytes);
-      next += bytes;
-    }
+    for (const ShardFile& file : files) file.CopyInto(*state);
     state->RoundWeights();
     return progress;
   } catch (const Json::exception& error) {
@@ -336,9 +337,8 @@ absl::StatusOr<RunProgress> CheckpointStore::Read(const std::string& name,
   }
 }
 
-absl::StatusOr<CheckpointStore::Found> CheckpointStore::ReadNewest(const std::string& committed,
-                                                                   const CheckpointRules& rules,
-                                                                   StudentState* state) const {
+// `committed`, then the complete ones of no later step, newest first.
+std::vector<std::string> CheckpointStore::Candidates(const std::string& committed) const {
   std::vector<std::string> candidates = {committed};
   const std::optional<ParsedName> last = ParseName(committed);
   const absl::StatusOr<std::vector<std::string>> names = List();
@@ -348,15 +348,29 @@ absl::StatusOr<CheckpointStore::Found> CheckpointStore::ReadNewest(const std::st
       candidates.push_back(name);
     }
   }
+  return candidates;
+}
+
+absl::StatusOr<CheckpointStore::Found> CheckpointStore::ReadNewest(const std::string& committed,
+                                                                   const CheckpointRules& rules,
+                                                                   StudentState* state,
+                                                                   RankGroup& group) const {
+  const std::string listed = group.leads() ? absl::StrJoin(Candidates(committed), "\n") : "";
+  SH_ASSIGN_OR_RETURN(const std::string said,
+                      group.FromLeader(absl::StatusOr<std::string>(listed)));
+  const std::vector<std::string> candidates = absl::StrSplit(said, '\n');
   absl::Status first;
   for (const std::string& name : candidates) {
     const absl::StatusOr<RunProgress> read = Read(name, rules, state);
-    if (read.ok()) {
-      if (name != committed) LogWarning("going on from the older checkpoint ", name, " instead");
+    const absl::Status agreed = group.Agree(read.status());
+    if (agreed.ok()) {
+      if (name != committed && group.leads())
+        LogWarning("going on from the older checkpoint ", name, " instead");
       return Found{name, *read};
     }
-    LogError("checkpoint refused: ", read.status().message());
-    if (first.ok()) first = read.status();
+    if (group.lost()) return agreed;
+    if (group.leads()) LogError("checkpoint refused: ", agreed.message());
+    if (first.ok()) first = agreed;
   }
   return absl::DataLossError(
       absl::StrCat("none of the run's ", candidates.size(), " checkpoints can be read (",

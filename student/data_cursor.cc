@@ -5,6 +5,7 @@
 
 #include "common/status.h"
 #include "dataset/data_order.h"
+#include "student/step_split.h"
 
 namespace stillhouse {
 namespace {
@@ -45,17 +46,24 @@ std::vector<uint32_t> TakeStep(const Plan& plan, DataCursor& cursor, uint64_t ro
 }
 
 DocumentList StepDocuments(std::shared_ptr<const Plan> plan, DataCursor cursor, uint64_t steps,
-                           uint64_t rows_max) {
-  std::vector<uint32_t> step;
-  size_t next = 0;
-  return [=]() mutable -> std::optional<uint32_t> {
+                           uint64_t rows_max, int rank, int ranks) {
+  std::vector<uint32_t> step, mine;
+  size_t next = 0, next_mine = 0;
+  return [=]() mutable -> std::optional<ListedDocument> {
     if (next == step.size()) {
       if (steps == 0) return std::nullopt;
       step = TakeStep(*plan, cursor, rows_max);
-      next = 0;
+      mine = DealDocuments(*plan, step, ranks)[static_cast<size_t>(rank)];
+      next = next_mine = 0;
       --steps;
     }
-    return step[next++];
+    // Both lists are in the order of the step, in which a document may stand twice.
+    ListedDocument listed{step[next++], false};
+    if (next_mine < mine.size() && mine[next_mine] == listed.document) {
+      listed.mine = true;
+      ++next_mine;
+    }
+    return listed;
   };
 }
 
@@ -64,19 +72,32 @@ uint32_t TrainingDocumentCount(const Plan& plan) {
   return plan.chunk(plan.training_chunk_count()).begin;
 }
 
-DocumentList HeldOutDocuments(const Plan& plan) {
-  const uint32_t end = plan.document_count();
-  uint32_t next = TrainingDocumentCount(plan);
-  return [next, end]() mutable -> std::optional<uint32_t> {
-    if (next == end) return std::nullopt;
-    return next++;
+std::vector<uint32_t> HeldOutDocuments(const Plan& plan) {
+  std::vector<uint32_t> documents;
+  for (uint32_t i = TrainingDocumentCount(plan); i < plan.document_count(); ++i) {
+    documents.push_back(i);
+  }
+  return documents;
+}
+
+DocumentList ListOf(std::vector<uint32_t> documents) {
+  size_t next = 0;
+  return [documents = std::move(documents), next]() mutable -> std::optional<ListedDocument> {
+    if (next == documents.size()) return std::nullopt;
+    return ListedDocument{documents[next++], true};
   };
 }
 
-absl::Status CheckPlanFits(const Plan& plan, uint64_t step_rows, uint64_t micro_rows) {
+absl::Status CheckPlanFits(const Plan& plan, uint64_t step_rows, uint64_t micro_rows,
+                           int64_t ranks) {
   if (plan.training_chunk_count() == 0 || plan.training_rows() == 0) {
     return absl::FailedPreconditionError(
         "the plan has no training documents: add sources or lower dataset.held_out");
+  }
+  if (ranks > static_cast<int64_t>(TrainingDocumentCount(plan))) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(ranks, " ranks, but the plan has only ", TrainingDocumentCount(plan),
+                     " training documents: lower ranks, or add sources"));
   }
   const uint64_t limit = std::min(step_rows, micro_rows);
   for (uint32_t i = 0; i < plan.document_count(); ++i) {

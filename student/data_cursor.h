@@ -7,9 +7,9 @@
 #include <optional>
 #include <vector>
 
-#include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "dataset/plan.h"
+#include "student/prefetcher.h"
 
 namespace stillhouse {
 
@@ -40,17 +40,21 @@ class DataCursor {
 // next step. REQUIRES: no training document has more than `rows_max` rows.
 std::vector<uint32_t> TakeStep(const Plan& plan, DataCursor& cursor, uint64_t rows_max);
 
-// Documents one by one, then nullopt: those of the next `steps` steps from `cursor` on.
-using DocumentList = absl::AnyInvocable<std::optional<uint32_t>()>;
+// Documents one by one, then nullopt: those of the next `steps` steps from `cursor` on. Of `ranks`,
+// those that DealDocuments (step_split.h) gives `rank` in each step are mine.
 DocumentList StepDocuments(std::shared_ptr<const Plan> plan, DataCursor cursor, uint64_t steps,
-                           uint64_t rows_max);
+                           uint64_t rows_max, int rank = 0, int ranks = 1);
 // Of an epoch. The plan's training documents come before those held out.
 uint32_t TrainingDocumentCount(const Plan& plan);
 // Those of the held-out chunks, in the plan's order.
-DocumentList HeldOutDocuments(const Plan& plan);
+std::vector<uint32_t> HeldOutDocuments(const Plan& plan);
+// These, all of them mine.
+DocumentList ListOf(std::vector<uint32_t> documents);
 
-// FailedPrecondition, naming what to change, for a plan without training documents, or with a
-// document that does not fit into a step of `step_rows` or a micro-batch of `micro_rows`.
-absl::Status CheckPlanFits(const Plan& plan, uint64_t step_rows, uint64_t micro_rows);
+// FailedPrecondition, naming what to change, for a plan without training documents, with fewer of
+// them than ranks, or with a document that does not fit into a step of `step_rows` or a micro-batch
+// of `micro_rows`.
+absl::Status CheckPlanFits(const Plan& plan, uint64_t step_rows, uint64_t micro_rows,
+                           int64_t ranks = 1);
 
 }  // namespace stillhouse

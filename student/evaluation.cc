@@ -65,6 +65,13 @@ Ratio RatioOverDocuments(absl::Span<const EvaluationSums> documents,
   return ratio;
 }
 
+double QualityOf(absl::Span<const LossTerm> terms, const Evaluation& evaluation) {
+  const bool distils = std::any_of(terms.begin(), terms.end(), [](const LossTerm& term) {
+    return term.kind != LossKind::kCrossEntropy;
+  });
+  return distils ? evaluation.kl : evaluation.perplexity;
+}
+
 Evaluator::Evaluator(StudentModel& model, at::Tensor teacher_head, int64_t vocabulary)
     : model_(model),
       teacher_head_(std::move(teacher_head)),
@@ -106,7 +113,22 @@ absl::Status Evaluator::Add(const Plan& plan, absl::Span<const DocumentTargets> 
       return absl::InternalError(
           absl::StrCat("held-out document ", document.document, ": logits are not finite"));
     }
-    if (sums.rows > 0) documents_.push_back(sums);
+    if (sums.rows > 0) documents_[document.document] = sums;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Evaluator::AddInBatches(const Plan& plan, absl::Span<const DocumentTargets> documents,
+                                     uint64_t micro_rows) {
+  std::vector<uint32_t> rows;
+  for (const DocumentTargets& document : documents) {
+    rows.push_back(plan.document(document.document).rows());
+    micro_rows = std::max<uint64_t>(micro_rows, rows.back());
+  }
+  size_t next = 0;
+  for (const size_t size : GroupDocuments(rows, micro_rows, /*packed=*/true)) {
+    SH_RETURN_IF_ERROR(Add(plan, documents.subspan(next, size)));
+    next += size;
   }
   return absl::OkStatus();
 }
@@ -141,12 +163,39 @@ absl::Status Evaluator::AddRows(const at::Tensor& hidden, const MicroBatch& batc
   });
 }
 
+std::vector<double> Evaluator::ValuesOf(absl::Span<const uint32_t> documents) const {
+  std::vector<double> values;
+  for (const uint32_t document : documents) {
+    const auto found = documents_.find(document);
+    const EvaluationSums sums = found == documents_.end() ? EvaluationSums() : found->second;
+    for (const double value : {static_cast<double>(sums.rows), sums.student_nll, sums.teacher_nll,
+                               sums.kl, sums.jsd, sums.agreement}) {
+      values.push_back(value);
+    }
+  }
+  return values;
+}
+
+void Evaluator::SetValues(absl::Span<const uint32_t> documents, absl::Span<const double> values) {
+  SH_CHECK(values.size() == documents.size() * kValuesPerDocument);
+  documents_.clear();
+  for (size_t i = 0; i < documents.size(); ++i) {
+    const double* of = values.data() + i * kValuesPerDocument;
+    if (of[0] == 0) continue;
+    documents_[documents[i]] = {static_cast<uint64_t>(of[0]), of[1], of[2], of[3], of[4], of[5]};
+  }
+}
+
 Evaluation Evaluator::Finish(uint64_t step) const {
   Evaluation evaluation;
   evaluation.step = step;
-  for (const EvaluationSums& document : documents_) evaluation.rows += document.rows;
+  std::vector<EvaluationSums> documents;
+  for (const auto& [document, sums] : documents_) {
+    evaluation.rows += sums.rows;
+    documents.push_back(sums);
+  }
   const auto ratio = [&](double EvaluationSums::*value) {
-    return RatioOverDocuments(documents_, value);
+    return RatioOverDocuments(documents, value);
   };
   evaluation.perplexity = std::exp(ratio(&EvaluationSums::student_nll).mean);
   evaluation.teacher_perplexity = std::exp(ratio(&EvaluationSums::teacher_nll).mean);

@@ -6,12 +6,14 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "ATen/core/Tensor.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "dataset/plan.h"
+#include "student/losses/head_loss.h"
 #include "student/packing.h"
 #include "student/student_model.h"
 #include "worker/run_client.h"
@@ -35,6 +37,10 @@ struct Ratio {
 };
 Ratio RatioOverDocuments(absl::Span<const EvaluationSums> documents, double EvaluationSums::*value);
 
+// What a run is asked to bring down: its distance from the teacher where some loss reads it, else
+// its perplexity.
+double QualityOf(absl::Span<const LossTerm> terms, const Evaluation& evaluation);
+
 class Evaluator {
  public:
   // `teacher_head` [V of the teacher, H of the teacher] in fp32. The model must outlive the
@@ -44,6 +50,14 @@ class Evaluator {
   // Evaluates documents with their `hidden` sections, in one forward pass. InvalidArgument when a
   // section is not of the teacher head's width; Internal when a logit is not finite.
   absl::Status Add(const Plan& plan, absl::Span<const DocumentTargets> documents);
+  // The same in as many passes of at most `micro_rows` rows (or one document) as it takes.
+  absl::Status AddInBatches(const Plan& plan, absl::Span<const DocumentTargets> documents,
+                            uint64_t micro_rows);
+  // What was added of these documents, kValuesPerDocument each, zero for others; and back. So ranks
+  // that have evaluated some each add up to what one would have.
+  static constexpr size_t kValuesPerDocument = 6;
+  std::vector<double> ValuesOf(absl::Span<const uint32_t> documents) const;
+  void SetValues(absl::Span<const uint32_t> documents, absl::Span<const double> values);
   Evaluation Finish(uint64_t step) const;
 
  private:
@@ -54,7 +68,7 @@ class Evaluator {
   const at::Tensor teacher_head_;  // fp32
   const at::Tensor student_head_;  // fp32
   const int64_t vocabulary_;
-  std::vector<EvaluationSums> documents_;
+  std::map<uint32_t, EvaluationSums> documents_;  // in the plan's order; those with rows that count
 };
 
 }  // namespace stillhouse

@@ -92,7 +92,7 @@ bool IsAnothers(const std::string& run_folder, const std::string& name) {
 
 }  // namespace
 
-absl::StatusOr<std::string> ExportStudent(const RunContext& context, const StudentState& state) {
+absl::StatusOr<std::string> ExportStudent(const RunContext& context, StudentState& state) {
   const std::string path = JoinPath(context.spec.run_folder, "export.json");
   const std::string& output = context.recipe.output;
   SH_ASSIGN_OR_RETURN(Record record, ReadRecord(path));
@@ -116,10 +116,9 @@ absl::StatusOr<std::string> ExportStudent(const RunContext& context, const Stude
   }
   if (!PathExists(folder)) {
     SH_RETURN_IF_ERROR(MakeFolders(output));
-    const std::string dtype = state.weights.size() > 0 ? "BF16" : "F32";
     SH_RETURN_IF_ERROR_AT(
         WriteHuggingFaceFolder(folder, context.shape.config, *context.teacher.tokenizer,
-                               TensorsOf(context.shape.config, state, dtype)),
+                               TensorsOf(context.shape.config, state)),
         "exporting");
   }
   SH_ASSIGN_OR_RETURN(const Json files, FilesOf(folder));

@@ -9,10 +9,11 @@
 
 namespace stillhouse {
 
-// Writes `<output>/<student>/`, or `<output>/<student>-<hash8>/` where that is another run's, and
-// returns the folder. It appears whole, by rename. `<run folder>/export.json` names it beforehand,
+// Writes the weights of `state`, all of which are there, into `<output>/<student>/`, or
+// `<output>/<student>-<hash8>/` where that is another run's, and returns the folder. It appears
+// whole, by rename. `<run folder>/export.json` names it beforehand,
 // so that an export that was complete before a crash is found again and not made twice, and
 // afterwards has size and SHA-256 of each file: one that was damaged since is written again.
-absl::StatusOr<std::string> ExportStudent(const RunContext& context, const StudentState& state);
+absl::StatusOr<std::string> ExportStudent(const RunContext& context, StudentState& state);
 
 }  // namespace stillhouse

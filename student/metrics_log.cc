@@ -59,6 +59,7 @@ absl::Status MetricsLog::Add(const StepMetrics& metrics) {
   json["counted_rows"] = metrics.counted_rows;
   json["rows_per_s"] = metrics.rows_per_s;
   json["waited_s"] = metrics.waited_s;
+  if (metrics.skipped) json["skipped"] = true;
   return Append(json.dump());
 }
 

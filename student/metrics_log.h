@@ -23,6 +23,7 @@ struct StepMetrics {
   uint64_t rows = 0, counted_rows = 0;
   double rows_per_s = 0;  // waiting left out
   double waited_s = 0;    // for this step's data
+  bool skipped = false;   // loss or gradient is not finite: nothing has changed
 };
 
 class MetricsLog {

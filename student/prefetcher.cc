@@ -36,8 +36,7 @@ struct Prefetcher::Fetch {
 };
 
 Prefetcher::Prefetcher(Executor& executor, RunClient& run, CacheClient& cache,
-                       std::shared_ptr<const Plan> plan, PrefetchOptions options,
-                       absl::AnyInvocable<std::optional<uint32_t>()> next)
+                       std::shared_ptr<const Plan> plan, PrefetchOptions options, DocumentList next)
     : executor_(executor),
       run_(run),
       cache_(cache),
@@ -73,18 +72,20 @@ void Prefetcher::Pump() {
 }
 
 void Prefetcher::FillQueue() {
-  while (!at_end_ && queue_.size() < std::max(kQueueDocumentsMax, take_count_)) {
-    const std::optional<uint32_t> document = next_();
-    if (!document.has_value()) {
+  while (!at_end_ && (queue_.size() < kQueueDocumentsMax || mine_queued_ < take_count_)) {
+    const std::optional<ListedDocument> listed = next_();
+    if (!listed.has_value()) {
       at_end_ = true;
       return;
     }
-    const PlanDocument planned = plan_->document(*document);
+    const PlanDocument planned = plan_->document(listed->document);
     Entry entry;
-    entry.targets.document = *document;
+    entry.targets.document = listed->document;
     entry.chunk = planned.chunk;
     entry.rows = planned.rows();
-    if (options_.sections.empty()) entry.state = State::kReady;
+    entry.mine = listed->mine;
+    if (options_.sections.empty() || !entry.mine) entry.state = State::kReady;
+    mine_queued_ += entry.mine ? 1 : 0;
     queue_.push_back(std::move(entry));
   }
 }
@@ -165,8 +166,16 @@ Prefetcher::ChunkState& Prefetcher::Chunk(uint32_t chunk) {
 // Rows at the head of the queue that may be in memory.
 uint64_t Prefetcher::RowsWanted() const {
   uint64_t rows = 0;
-  for (size_t i = 0; i < std::min(take_count_, queue_.size()); ++i) rows += queue_[i].rows;
+  const size_t end = EndOfTake(take_count_);
+  for (size_t i = 0; i < end; ++i) rows += queue_[i].mine ? queue_[i].rows : 0;
   return std::max(rows, options_.read_ahead_rows);
+}
+
+// How much of the queue it takes for `count` documents that are mine; all of it if it has fewer.
+size_t Prefetcher::EndOfTake(size_t count) const {
+  size_t end = 0;
+  for (; end < queue_.size() && count > 0; ++end) count -= queue_[end].mine ? 1 : 0;
+  return end;
 }
 
 void Prefetcher::StartFetches() {
@@ -181,6 +190,7 @@ bool Prefetcher::StartFetch(uint64_t rows_allowed) {
   uint64_t rows = 0, bytes = 0;
   for (size_t i = 0; i < queue_.size() && rows + queue_[i].rows <= rows_allowed; ++i) {
     Entry& entry = queue_[i];
+    if (!entry.mine) continue;
     rows += entry.rows;
     if (entry.state != State::kWaiting) continue;
     if (!Chunk(entry.chunk).watch.durable()) continue;
@@ -275,19 +285,16 @@ absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Pa
 
 // Is a chunk done with, as far as we look ahead? Then the coordinator is told, since its place may
 // be needed.
-void Prefetcher::NoteChunksPassed(const std::vector<DocumentTargets>& taken) {
-  std::set<uint32_t> passed;
-  for (const DocumentTargets& targets : taken)
-    passed.insert(plan_->document(targets.document).chunk);
+void Prefetcher::NoteChunksPassed(std::set<uint32_t> passed) {
   for (size_t i = 0; i < queue_.size() && !passed.empty(); ++i) passed.erase(queue_[i].chunk);
   chunk_passed_ = chunk_passed_ || !passed.empty();
 }
 
 // Data that is stored and on its way is not worth a word.
-void Prefetcher::TellWhatIsMissing(size_t count) {
+void Prefetcher::TellWhatIsMissing(size_t end) {
   if (options_.on_wait == nullptr) return;
   std::set<uint32_t> chunks;
-  for (size_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < end; ++i) {
     if (queue_[i].state != State::kReady && Chunk(queue_[i].chunk).watch.pending()) {
       chunks.insert(queue_[i].chunk);
     }
@@ -309,24 +316,26 @@ void Prefetcher::Deliver() {
     auto done = std::exchange(take_done_, nullptr);
     return done(failed_);
   }
-  const size_t count = at_end_ ? std::min(take_count_, queue_.size()) : take_count_;
-  if (queue_.size() < count) return;
-  for (size_t i = 0; i < count; ++i) {
+  if (!at_end_ && mine_queued_ < take_count_) return;
+  const size_t end = EndOfTake(take_count_);
+  for (size_t i = 0; i < end; ++i) {
     if (queue_[i].state == State::kReady) continue;
     const absl::Status problem = Chunk(queue_[i].chunk).watch.problem();
     if (!problem.ok()) return Fail(problem);
-    return TellWhatIsMissing(count);
+    return TellWhatIsMissing(end);
   }
   std::vector<DocumentTargets> taken;
-  taken.reserve(count);
-  for (size_t i = 0; i < count; ++i) {
-    taken.push_back(std::move(queue_.front().targets));
+  std::set<uint32_t> passed;
+  for (size_t i = 0; i < end; ++i) {
+    passed.insert(queue_.front().chunk);
+    if (queue_.front().mine) taken.push_back(std::move(queue_.front().targets));
     queue_.pop_front();
   }
-  first_serial_ += count;
+  mine_queued_ -= taken.size();
+  first_serial_ += end;
   take_count_ = 0;
   told_.clear();
-  NoteChunksPassed(taken);
+  NoteChunksPassed(std::move(passed));
   // Reading ahead goes on by itself: `done` may take its time, destroy this object, or call Take.
   executor_.Post([weak = std::weak_ptr<Prefetcher*>(self_)] {
     if (const auto self = weak.lock()) (*self)->Pump();

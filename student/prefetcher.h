@@ -20,6 +20,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -46,20 +47,27 @@ struct PrefetchOptions {
   std::function<void(const std::string& what)> on_wait = nullptr;
 };
 
+// A document of the list. Those of other ranks are not fetched, but their chunks are asked for too:
+// so every rank tells the coordinator the same.
+struct ListedDocument {
+  uint32_t document = 0;
+  bool mine = true;
+};
+using DocumentList = absl::AnyInvocable<std::optional<ListedDocument>()>;
+
 class Prefetcher {
  public:
   using TakeCallback = absl::AnyInvocable<void(absl::StatusOr<std::vector<DocumentTargets>>)>;
 
   // `next` gives the documents in order, then nullopt. The references must outlive the prefetcher.
   Prefetcher(Executor& executor, RunClient& run, CacheClient& cache,
-             std::shared_ptr<const Plan> plan, PrefetchOptions options,
-             absl::AnyInvocable<std::optional<uint32_t>()> next);
+             std::shared_ptr<const Plan> plan, PrefetchOptions options, DocumentList next);
   ~Prefetcher();  // a pending Take is dropped without a call
   Prefetcher(const Prefetcher&) = delete;
   Prefetcher& operator=(const Prefetcher&) = delete;
 
-  // The next `count` documents, once all are here; fewer only at the end of the list. One at a
-  // time. A failure is for good: later calls give it again.
+  // The next `count` documents that are mine, once all are here; fewer only at the end of the list.
+  // One at a time. A failure is for good: later calls give it again.
   void Take(size_t count, TakeCallback done);
   // Fails the pending Take and all later ones.
   void Fail(absl::Status why);
@@ -72,7 +80,8 @@ class Prefetcher {
     DocumentTargets targets;
     uint32_t chunk = 0;
     uint32_t rows = 0;
-    State state = State::kWaiting;
+    bool mine = true;
+    State state = State::kWaiting;  // of another rank: ready
   };
   struct ChunkState {
     ChunkWatch watch;
@@ -93,19 +102,21 @@ class Prefetcher {
                  absl::StatusOr<std::vector<std::optional<Part>>> parts);
   absl::Status Decode(const Fetch& fetch, std::vector<std::optional<Part>>& parts);
   void Deliver();
-  void TellWhatIsMissing(size_t count);
-  void NoteChunksPassed(const std::vector<DocumentTargets>& taken);
+  void TellWhatIsMissing(size_t end);
+  void NoteChunksPassed(std::set<uint32_t> passed);
   uint64_t RowsWanted() const;
+  size_t EndOfTake(size_t count) const;
 
   Executor& executor_;
   RunClient& run_;
   CacheClient& cache_;
   const std::shared_ptr<const Plan> plan_;
   const PrefetchOptions options_;
-  absl::AnyInvocable<std::optional<uint32_t>()> next_;
+  DocumentList next_;
   bool at_end_ = false;
 
   std::deque<Entry> queue_;
+  size_t mine_queued_ = 0;
   uint64_t first_serial_ = 0;  // of queue_.front(), counted over all documents ever queued
   std::map<uint32_t, ChunkState> chunks_;
   bool want_in_flight_ = false;

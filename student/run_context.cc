@@ -143,16 +143,21 @@ absl::StatusOr<std::vector<SectionSpec>> SectionsOf(const std::vector<LossTerm>&
   return sections;
 }
 
-absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services,
-                                      absl::FunctionRef<void(absl::string_view)> tell) {
+namespace {
+
+absl::StatusOr<RunContext> PrepareRank(const RunSpec& spec, const Services& services,
+                                       absl::FunctionRef<void(absl::string_view)> tell) {
   RunContext context;
   context.spec = spec;
   SH_ASSIGN_OR_RETURN(context.recipe, ParseRecipe(spec.recipe_text, spec.recipe_path));
   SH_ASSIGN_OR_RETURN(context.student, FindStudent(context.recipe, spec.student));
   const StudentRecipe& student = context.student;
-  if (student.ranks != 1) {
-    return absl::UnimplementedError(absl::StrCat("student ", student.name, ": ", student.ranks,
-                                                 " ranks; this version trains on one"));
+  const int ranks = services.communicator == nullptr ? 1 : services.communicator->size();
+  if (student.ranks != ranks) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("student ", student.name, " has ", student.ranks, " ranks, not ", ranks,
+                     ": start it with libexec/stillhouse/rank_launcher --ranks ", student.ranks,
+                     " student_trainer ..."));
   }
   context.run_hash = RunHash(context.recipe, student, {spec.plan, spec.teacher});
   SH_ASSIGN_OR_RETURN(context.terms, LossTermsOf(student));
@@ -165,7 +170,7 @@ absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& servi
     return absl::DataLossError("the plan in the cache is not the one that the job names");
   }
   SH_RETURN_IF_ERROR(CheckPlanFits(*context.plan, static_cast<uint64_t>(student.batch_tokens),
-                                   static_cast<uint64_t>(student.micro_batch)));
+                                   static_cast<uint64_t>(student.micro_batch), student.ranks));
   if (context.plan->held_out_rows() > 0) {
     SH_ASSIGN_OR_RETURN(context.held_out_sections,
                         SectionsOf({{LossKind::kExactKl}}, spec.held_out_sections));
@@ -189,6 +194,30 @@ absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& servi
   SH_ASSIGN_OR_RETURN(context.shape, ResolveShape(student, context.teacher.config, influence));
   SH_RETURN_IF_ERROR(WriteManifest(context));
   return context;
+}
+
+}  // namespace
+
+absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services,
+                                      RankGroup& group,
+                                      absl::FunctionRef<void(absl::string_view)> tell) {
+  absl::StatusOr<RunContext> context = absl::UnknownError("not prepared");
+  if (group.leads()) context = PrepareRank(spec, services, tell);
+  SH_RETURN_IF_ERROR(group.FromLeader(group.leads() ? context.status() : absl::OkStatus()));
+  // The first has written down what the others would have to wait for.
+  if (!group.leads()) context = PrepareRank(spec, services, tell);
+  SH_RETURN_IF_ERROR(group.Agree(context.status()));
+  return context;
+}
+
+CheckpointRules RulesOf(const RunContext& context) {
+  return {.run_hash = context.run_hash,
+          .seed = context.student.seed,
+          .teacher_layers = context.shape.teacher_layers,
+          .steps = static_cast<uint64_t>(context.student.steps),
+          .step_rows = static_cast<uint64_t>(context.student.batch_tokens),
+          .epoch_documents = TrainingDocumentCount(*context.plan),
+          .epoch_rows = context.plan->training_rows()};
 }
 
 absl::StatusOr<at::Tensor> FetchTeacherHead(const RunContext& context, const Services& services) {

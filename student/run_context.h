@@ -15,7 +15,9 @@
 #include "formats/model_files.h"
 #include "recipe/recipe.h"
 #include "storage/sections.h"
+#include "student/checkpoint.h"
 #include "student/losses/head_loss.h"
+#include "student/rank_group.h"
 #include "student/services.h"
 #include "student/student_state.h"
 #include "worker/run_client.h"
@@ -36,11 +38,16 @@ struct RunContext {
       held_out_sections;  // read of held-out documents; empty if there are none
 };
 
-// Waits for the teacher's block influence where the recipe asks for it and no manifest has the
-// answer; `tell` is called with what it waits for, and with nothing when that has come. Writes
+// By the ranks together, the first of them first: it waits for the teacher's block influence where
+// the recipe asks for it and no manifest has the answer; `tell` is called with what it waits for,
+// and with nothing when that has come. Writes
 // `<run folder>/manifest.json`: run hash, plan, teacher, kept layers, parameters.
 absl::StatusOr<RunContext> PrepareRun(const RunSpec& spec, const Services& services,
+                                      RankGroup& group,
                                       absl::FunctionRef<void(absl::string_view)> tell);
+
+// What checkpoints of the run must fit.
+CheckpointRules RulesOf(const RunContext& context);
 
 // The loss terms of a recipe. FailedPrecondition for sampled targets at another temperature than 1.
 absl::StatusOr<std::vector<LossTerm>> LossTermsOf(const StudentRecipe& student);

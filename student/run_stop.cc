@@ -27,6 +27,7 @@ constexpr Kind kKinds[] = {
     {RunStop::kLost, "lost", absl::StatusCode::kDataLoss},
     {RunStop::kNoCheckpoint, "no_checkpoint", absl::StatusCode::kDataLoss},
     {RunStop::kDiverged, "diverged", absl::StatusCode::kInternal},
+    {RunStop::kRankLost, "rank_lost", absl::StatusCode::kUnavailable},
 };
 
 const Kind& KindOf(RunStop stop) {
@@ -39,6 +40,13 @@ const Kind& KindOf(RunStop stop) {
 }  // namespace
 
 absl::string_view RunStopName(RunStop stop) { return KindOf(stop).name; }
+
+std::optional<RunStop> RunStopOfName(absl::string_view name) {
+  for (const Kind& kind : kKinds) {
+    if (kind.name == name) return kind.stop;
+  }
+  return std::nullopt;
+}
 
 int RunStopExitCode(RunStop stop, const absl::Status& status) {
   switch (stop) {
@@ -57,6 +65,7 @@ int RunStopExitCode(RunStop stop, const absl::Status& status) {
     case RunStop::kNoCheckpoint:
       return kExitCorrupt;
     case RunStop::kSuperseded:
+    case RunStop::kRankLost:
     case RunStop::kFailed:
       break;
   }
@@ -74,11 +83,18 @@ absl::Status StopStatus(RunStop stop, absl::string_view message) {
 RunStop StopOf(const absl::Status& status) {
   if (status.ok()) return RunStop::kFinished;
   if (const auto payload = status.GetPayload(kPayload); payload.has_value()) {
-    for (const Kind& kind : kKinds) {
-      if (*payload == kind.name) return kind.stop;
-    }
+    return RunStopOfName(std::string(*payload)).value_or(RunStop::kFailed);
   }
   return RunStop::kFailed;
+}
+
+absl::Status SupersededIfAborted(const absl::Status& status) {
+  if (!absl::IsAborted(status) || StopOf(status) != RunStop::kFailed) return status;
+  absl::Status superseded = StopStatus(RunStop::kSuperseded, status.message());
+  status.ForEachPayload([&](absl::string_view name, const absl::Cord& payload) {
+    if (name != kPayload) superseded.SetPayload(name, payload);
+  });
+  return superseded;
 }
 
 absl::Status WriteExitFile(const std::string& run_folder, const absl::Status& status,

@@ -2,6 +2,7 @@
 // Status from wherever it was found out.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -20,10 +21,12 @@ enum class RunStop {
   kExcluded,      // a chunk was taken out of the job
   kLost,          // what was stored is gone
   kNoCheckpoint,  // the run had some, and none can be read
-  kDiverged,      // loss or gradient is not finite
+  kDiverged,      // loss or gradient is not finite, too many steps in a row
+  kRankLost,      // a rank of the run hung, died or gave up; a restart continues
 };
 
 absl::string_view RunStopName(RunStop stop);  // "finished", "needs_teacher", …
+std::optional<RunStop> RunStopOfName(absl::string_view name);
 // Kinds that no restart can mend give kExitDoNotRequeue, or kExitCorrupt for kNoCheckpoint.
 int RunStopExitCode(RunStop stop, const absl::Status& status);
 
@@ -31,6 +34,9 @@ int RunStopExitCode(RunStop stop, const absl::Status& status);
 absl::Status StopStatus(RunStop stop, absl::string_view message);
 // kFailed for a status that says none; OK is kFinished.
 RunStop StopOf(const absl::Status& status);
+
+// kSuperseded where the coordinator refused what a newer process of the run has taken over.
+absl::Status SupersededIfAborted(const absl::Status& status);
 
 // Writes `<run_folder>/exit.json` atomically: {"kind", "exit_code", "message", "step"}. Launchers
 // lose exit codes; they read this file.

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "common/digest.h"
 #include "common/executor.h"
+#include "sharding/communicator.h"
 #include "storage/service/cache_client.h"
 #include "student/run_stop.h"
 #include "worker/run_client.h"
@@ -16,12 +17,14 @@
 namespace stillhouse {
 
 // All references must outlive the run. `stop` is set by a signal handler's watcher; the run looks
-// at it between micro-batches and while it waits.
+// at it between micro-batches (several ranks: between steps) and while it waits. Each rank has
+// services of its own.
 struct Services {
   Executor& executor;
   RunClient& run;
   CacheClient& cache;
   const std::atomic<bool>& stop;
+  Communicator* communicator = nullptr;  // of the run's ranks; null: one alone
 };
 
 // Runs `call` on the executor and waits for it. REQUIRES: not on the executor's thread.

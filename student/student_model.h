@@ -1,8 +1,9 @@
 // StudentModel: one model and how it makes gradients, behind one interface, so that gradients made
 // by autograd and gradients planned by hand are the same to a trainer.
 //
-// Owner: the model owns its scratch; weights and gradients lie in flat buffers of the caller (laid
-// out by layout()), which must outlive it. Threads: one at a time; inside, ATen's threads.
+// Owner: the model owns its scratch; weights lie in a flat buffer of the caller (laid out by
+// StudentLayout), which must outlive it; gradients go where a GradientSink says. Threads: one at a
+// time; inside, ATen's threads. The sink is called on the calling thread.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include "common/tensor_view.h"
 #include "formats/model_config.h"
 #include "sharding/flat_layout.h"
+#include "sharding/gradient_sink.h"
 #include "student/losses/head_loss.h"
 #include "student/packing.h"
 
@@ -31,11 +33,12 @@ class StudentModel {
   virtual const ModelConfig& config() const = 0;
 
   // Forward and backward over one micro-batch. Term k of the loss enters as coefficients[k] times
-  // the sum of its rows. Adds the gradient to `gradients` (fp32, the whole flat buffer), or
-  // overwrites every parameter's part of it where `first`. values[k][r] becomes term k on loss row
-  // r. REQUIRES: the batch has loss rows.
+  // the sum of its rows. The gradient of each parameter, known by its index in StudentLayout, goes
+  // into its place in `sink`, which is told as soon as it is complete; weights are awaited there
+  // before they are read. values[k][r] becomes term k on loss row r. REQUIRES: the batch has loss
+  // rows.
   virtual absl::Status AddGradients(const MicroBatch& batch, absl::Span<const double> coefficients,
-                                    bool first, absl::Span<float> gradients,
+                                    GradientSink& sink,
                                     std::vector<std::vector<float>>* values) = 0;
 
   // The states after the final norm of each token, [T, H] in the compute dtype, without gradients.

@@ -37,23 +37,38 @@ void DrawParameter(const ModelConfig::Parameter& parameter, uint64_t seed,
 
 }  // namespace
 
-StudentState::StudentState(const ModelConfig& config, DType compute)
+StudentState::StudentState(const ModelConfig& config, DType compute, const ShardOptions& shard)
     : layout(StudentLayout(config)),
-      masters(layout.size()),
-      first(layout.size()),
-      second(layout.size()),
-      gradients(layout.size()),
-      weights(compute == DType::kBF16 ? layout.size() : 0) {
+      plan(layout, shard.ranks, shard.buckets),
+      rank(shard.rank),
+      pieces(plan.PiecesOf(shard.rank)),
+      masters(plan.ShardSize(rank)),
+      first(masters.size()),
+      second(masters.size()),
+      gradients(masters.size()),
+      weights(compute == DType::kBF16 ? layout.size() : 0),
+      wide_weights(compute == DType::kF32 && masters.size() < layout.size() ? layout.size() : 0) {
   SH_CHECK(compute == DType::kBF16 || compute == DType::kF32);
 }
 
 TensorView StudentState::Weights() {
-  if (weights.size() == 0) return {masters.data(), masters.size(), DType::kF32};
-  return {weights.data(), weights.size(), DType::kBF16};
+  if (weights.size() > 0) return {weights.data(), weights.size(), DType::kBF16};
+  if (wide_weights.size() > 0) return {wide_weights.data(), wide_weights.size(), DType::kF32};
+  return {masters.data(), masters.size(), DType::kF32};
+}
+
+ShardBuffers StudentState::Shard() {
+  return {masters.span(), first.span(), second.span(), gradients.span(), Weights()};
 }
 
 void StudentState::RoundWeights() {
-  for (size_t i = 0; i < weights.size(); ++i) weights.data()[i] = FloatToBf16(masters.data()[i]);
+  for (const ShardPiece& piece : pieces) {
+    const float* from = masters.data() + piece.local;
+    for (size_t i = 0; i < piece.flat.size(); ++i) {
+      if (weights.size() > 0) weights.data()[piece.flat.begin + i] = FloatToBf16(from[i]);
+      if (wide_weights.size() > 0) wide_weights.data()[piece.flat.begin + i] = from[i];
+    }
+  }
 }
 
 absl::StatusOr<std::vector<double>> ParseInfluence(absl::string_view json, int64_t teacher_layers) {
@@ -129,37 +144,57 @@ absl::StatusOr<StudentShape> ResolveShape(const StudentRecipe& student, const Mo
 
 absl::Status InitialiseMasters(const StudentShape& shape, const Weights& teacher, uint64_t seed,
                                StudentState* state) {
+  std::vector<float> values;  // of one parameter
   for (const ModelConfig::Parameter& parameter : shape.config.Parameters()) {
     const FlatParameter* place = state->layout.Find(parameter.name);
     SH_CHECK(place != nullptr, parameter.name);
-    const absl::Span<float> values(state->masters.data() + place->offset, place->count);
-    if (shape.teacher_layers.empty()) {
-      DrawParameter(parameter, seed, values);
-      continue;
+    const FlatRange range{place->offset, place->offset + place->count};
+    bool owned = false;
+    ForOwned(state->pieces, range, [&](size_t, size_t, size_t) { owned = true; });
+    const std::string name =
+        shape.teacher_layers.empty() ? "" : TeacherName(parameter.name, shape.teacher_layers);
+    if (!name.empty()) {
+      const TensorInfo* info = teacher.Find(name);
+      if (info == nullptr || static_cast<size_t>(info->Count()) != place->count) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("the teacher has no tensor ", name, " of the student's size"));
+      }
     }
-    const std::string name = TeacherName(parameter.name, shape.teacher_layers);
-    const TensorInfo* info = teacher.Find(name);
-    if (info == nullptr || static_cast<size_t>(info->Count()) != place->count) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the teacher has no tensor ", name, " of the student's size"));
+    if (!owned) continue;
+    values.resize(place->count);
+    if (name.empty()) {
+      DrawParameter(parameter, seed, absl::MakeSpan(values));
+    } else {
+      SH_RETURN_IF_ERROR_AT(teacher.ReadF32(name, absl::MakeSpan(values)),
+                            "reading the teacher's weights");
     }
-    SH_RETURN_IF_ERROR_AT(teacher.ReadF32(name, values), "reading the teacher's weights");
+    ForOwned(state->pieces, range, [&](size_t flat, size_t local, size_t count) {
+      std::copy_n(values.data() + (flat - place->offset), count, state->masters.data() + local);
+    });
   }
   state->RoundWeights();
   return absl::OkStatus();
 }
 
-std::vector<TensorToWrite> TensorsOf(const ModelConfig& config, const StudentState& state,
-                                     const std::string& dtype) {
+std::vector<TensorToWrite> TensorsOf(const ModelConfig& config, StudentState& state) {
+  const TensorView weights = state.Weights();
+  const bool is_bf16 = weights.dtype == DType::kBF16;
   std::vector<TensorToWrite> tensors;
   for (const ModelConfig::Parameter& parameter : config.Parameters()) {
     const FlatParameter* place = state.layout.Find(parameter.name);
     SH_CHECK(place != nullptr, parameter.name);
-    const float* values = state.masters.data() + place->offset;
-    tensors.push_back({parameter.name, parameter.shape, dtype,
-                       [values, count = place->count](absl::Span<float> out) -> absl::Status {
-                         SH_CHECK(out.size() == count);
-                         std::copy(values, values + count, out.begin());
+    tensors.push_back({parameter.name, parameter.shape, is_bf16 ? "BF16" : "F32",
+                       [weights, is_bf16, place = *place](absl::Span<float> out) -> absl::Status {
+                         SH_CHECK(out.size() == place.count);
+                         if (!is_bf16) {
+                           const float* from = static_cast<const float*>(weights.data);
+                           std::copy_n(from + place.offset, place.count, out.begin());
+                           return absl::OkStatus();
+                         }
+                         const auto* from = static_cast<const uint16_t*>(weights.data);
+                         for (size_t i = 0; i < out.size(); ++i) {
+                           out[i] = Bf16ToFloat(from[place.offset + i]);
+                         }
                          return absl::OkStatus();
                        }});
   }

@@ -10,13 +10,17 @@
 #include "common/log.h"
 #include "common/status.h"
 #include "model/torch_status.h"
+#include "sharding/keep_forever.h"
 #include "student/checkpoint.h"
 #include "student/evaluation.h"
 #include "student/export.h"
 #include "student/metrics_log.h"
 #include "student/prefetcher.h"
+#include "student/rank_group.h"
+#include "student/rank_take.h"
 #include "student/reporter.h"
 #include "student/run_context.h"
+#include "student/step_split.h"
 #include "student/stepper.h"
 #include "student/stop_watcher.h"
 
@@ -27,17 +31,28 @@ namespace {
 constexpr uint64_t kReadAheadSteps = 3;
 // Held-out documents taken from the cache at a time.
 constexpr size_t kHeldOutBatch = 16;
+constexpr absl::Duration kAloneDeadline = absl::Minutes(1);  // one rank alone waits for nobody
 
 class Run {
  public:
-  Run(RunContext context, const Services& services, Reporter& reporter)
+  // `reporter` is null on all ranks but the first.
+  Run(RunContext context, const Services& services, RankGroup& group, Reporter* reporter)
       : context_(std::move(context)),
         services_(services),
+        group_(group),
         reporter_(reporter),
-        state_(context_.shape.config,
-               context_.student.dtype == "bf16" ? DType::kBF16 : DType::kF32),
+        state_(std::make_shared<StudentState>(
+            context_.shape.config, context_.student.dtype == "bf16" ? DType::kBF16 : DType::kF32,
+            ShardOptions{group.rank(), group.ranks(), {}})),
         checkpoints_(context_.spec.run_folder),
-        started_(Now()) {}
+        started_(Now()) {
+    if (services.communicator == nullptr) alone_ = MakeThreadCommunicators(1, kAloneDeadline);
+    Communicator& communicator = alone_.empty() ? *services.communicator : *alone_[0];
+    // Gradients travel in the dtype that they are computed in.
+    const DType wire = state_->Weights().dtype;
+    zero2_ = std::make_unique<Zero2>(state_->plan, communicator, state_->Shard(),
+                                     Zero2Options{.wire = wire});
+  }
 
   ~Run() {
     // The loaders belong to the executor.
@@ -45,6 +60,10 @@ class Run {
       loader_.reset();
       held_out_loader_.reset();
     });
+    // Ranks that leave together leave no collective under way; a dead communicator may still
+    // write into the state.
+    if (!group_.lost()) Checked(zero2_->AwaitAllWeights()).IgnoreError();
+    if (group_.lost()) KeepForever(state_);
   }
 
   uint64_t step() const { return progress_.step; }
@@ -54,14 +73,9 @@ class Run {
     const absl::Status trained = Train();
     if (!trained.ok()) return LeaveEarly(trained);
     SetPhase("exporting");
-    SH_ASSIGN_OR_RETURN(const std::string folder, ExportStudent(context_, state_));
-    LogInfo("exported to ", folder);
-    reporter_.Update([&](RunReport& report) {
-      report.phase = "finished";
-      report.exported_to = folder;
-    });
-    UpdateTimes();
-    return Annotate(reporter_.Flush(), "telling the coordinator that the run has finished");
+    SH_RETURN_IF_ERROR(Checked(zero2_->AwaitAllWeights()));
+    SH_RETURN_IF_ERROR(group_.FromLeader(group_.leads() ? Export() : absl::OkStatus()));
+    return absl::OkStatus();
   }
 
   // Fails whatever waits for data. Executor only.
@@ -75,9 +89,14 @@ class Run {
   absl::Duration Now() const { return services_.executor.clock().Now(); }
   uint64_t steps() const { return static_cast<uint64_t>(context_.student.steps); }
   uint64_t step_rows() const { return static_cast<uint64_t>(context_.student.batch_tokens); }
+  uint64_t micro_rows() const { return static_cast<uint64_t>(context_.student.micro_batch); }
+
+  void Tell(absl::FunctionRef<void(RunReport&)> change) {
+    if (reporter_ != nullptr) reporter_->Update(change);
+  }
 
   void SetPhase(absl::string_view phase, absl::string_view message = "") {
-    reporter_.Update([&](RunReport& report) {
+    Tell([&](RunReport& report) {
       report.phase = std::string(phase);
       report.message = std::string(message);
     });
@@ -86,57 +105,80 @@ class Run {
   double Seconds() const { return seconds_before_ + absl::ToDoubleSeconds(Now() - started_); }
 
   void UpdateTimes() {
-    reporter_.Update([&](RunReport& report) {
+    Tell([&](RunReport& report) {
       report.seconds = Seconds();
       report.waited_s = progress_.waited_s;
       report.step = progress_.step;
     });
   }
 
+  // Of the data parallel engine: an error of the communicator is a lost rank.
+  absl::Status Checked(const absl::Status& status) {
+    return !status.ok() && zero2_->dead() ? group_.Lost(status) : status;
+  }
+
   absl::Status Load() {
     SetPhase("loading");
-    reporter_.Update([&](RunReport& report) {
+    Tell([&](RunReport& report) {
       report.steps = steps();
       report.parameters = static_cast<uint64_t>(context_.shape.config.ParameterCount());
     });
-    SH_ASSIGN_OR_RETURN(const std::string resumed_from, Resume());
-    if (resumed_from.empty()) {
-      SH_RETURN_IF_ERROR(InitialiseMasters(context_.shape, *context_.teacher.weights,
-                                           context_.student.seed, &state_));
+    SH_ASSIGN_OR_RETURN(const std::string resumed_from, LoadState());
+    SH_RETURN_IF_ERROR(Checked(zero2_->PublishWeights(RunOnComputeThreads)));
+    SH_RETURN_IF_ERROR(group_.Agree(LoadForTraining(resumed_from)));
+    UpdateTimes();
+    return absl::OkStatus();
+  }
+
+  // The name of the checkpoint that the state was read from; "" at a start.
+  absl::StatusOr<std::string> LoadState() {
+    absl::StatusOr<std::string> resumed_from = Resume();
+    absl::Status loaded = resumed_from.status();
+    if (group_.lost()) return loaded;
+    if (loaded.ok() && resumed_from->empty()) {
+      loaded = InitialiseMasters(context_.shape, *context_.teacher.weights, context_.student.seed,
+                                 state_.get());
       progress_ = {};
       progress_.seed = context_.student.seed;
       progress_.run_hash = context_.run_hash;
       progress_.teacher_layers = context_.shape.teacher_layers;
     }
+    SH_RETURN_IF_ERROR(group_.Agree(loaded));
     seconds_before_ = progress_.seconds;
     saved_step_ = progress_.step;
-    SH_RETURN_IF_ERROR(
-        checkpoints_.Prune(resumed_from, static_cast<size_t>(context_.student.checkpoint_keep)));
-    SH_ASSIGN_OR_RETURN(metrics_,
-                        MetricsLog::Open(context_.spec.run_folder, progress_.step, context_.terms));
+    return resumed_from;
+  }
+
+  absl::Status LoadForTraining(const std::string& resumed_from) {
+    if (group_.leads()) {
+      SH_RETURN_IF_ERROR(
+          checkpoints_.Prune(resumed_from, static_cast<size_t>(context_.student.checkpoint_keep)));
+      SH_ASSIGN_OR_RETURN(
+          metrics_, MetricsLog::Open(context_.spec.run_folder, progress_.step, context_.terms));
+    }
     StudentLossOptions loss{context_.terms, context_.plan->vocabulary(), {}};
     for (const LossTerm& term : context_.terms) {
       if (term.kind != LossKind::kExactKl) continue;
       SH_RETURN_IF_ERROR(LoadTeacherHead());
-      const at::ScalarType dtype = state_.weights.size() > 0 ? at::kBFloat16 : at::kFloat;
+      const at::ScalarType dtype = state_->weights.size() > 0 ? at::kBFloat16 : at::kFloat;
       SH_RETURN_IF_ERROR(CallTorch([&] { loss.teacher_head = teacher_head_.to(dtype); }));
       break;
     }
-    SH_ASSIGN_OR_RETURN(model_, MakeAutogradStudent(context_.shape.config, state_.Weights(), loss));
-    stepper_ = std::make_unique<Stepper>(context_.student, context_.terms, *model_, state_);
+    SH_ASSIGN_OR_RETURN(model_,
+                        MakeAutogradStudent(context_.shape.config, state_->Weights(), loss));
+    stepper_ = std::make_unique<Stepper>(context_.student, context_.terms, *model_, *zero2_);
     cursor_ = std::make_unique<DataCursor>(context_.plan, context_.student.seed, progress_.data);
     PrefetchOptions options;
     options.teacher = context_.spec.teacher;
     options.sections = context_.sections;
-    options.read_ahead_rows = kReadAheadSteps * step_rows();
+    options.read_ahead_rows = kReadAheadSteps * step_rows() / static_cast<uint64_t>(group_.ranks());
     SetLoader(&loader_, options,
-              StepDocuments(context_.plan, *cursor_, steps() - progress_.step, step_rows()));
-    UpdateTimes();
+              StepDocuments(context_.plan, *cursor_, steps() - progress_.step, step_rows(),
+                            group_.rank(), group_.ranks()));
     return absl::OkStatus();
   }
 
-  void SetLoader(std::unique_ptr<Prefetcher>* place, PrefetchOptions options,
-                 absl::AnyInvocable<std::optional<uint32_t>()> next) {
+  void SetLoader(std::unique_ptr<Prefetcher>* place, PrefetchOptions options, DocumentList next) {
     options.on_wait = [this](const std::string& what) { SetPhase("waiting", what); };
     RunOnExecutor(services_.executor, [&] {
       *place = std::make_unique<Prefetcher>(services_.executor, services_.run, services_.cache,
@@ -151,25 +193,18 @@ class Run {
     return absl::OkStatus();
   }
 
-  CheckpointRules Rules() const {
-    return {.run_hash = context_.run_hash,
-            .seed = context_.student.seed,
-            .teacher_layers = context_.shape.teacher_layers,
-            .steps = steps(),
-            .step_rows = step_rows(),
-            .epoch_documents = TrainingDocumentCount(*context_.plan),
-            .epoch_rows = context_.plan->training_rows()};
-  }
-
-  // The name of the checkpoint that the state was read from; "" at a start.
   absl::StatusOr<std::string> Resume() {
     const std::string& committed = context_.spec.checkpoint;
     if (committed.empty()) return std::string();
-    if (!checkpoints_.FolderExists()) {
+    const bool gone = group_.leads() && !checkpoints_.FolderExists();
+    SH_ASSIGN_OR_RETURN(const std::string said,
+                        group_.FromLeader(absl::StatusOr<std::string>(gone ? "removed" : "there")));
+    if (said == "removed") {
       LogWarning(checkpoints_.folder(), " was removed: this run is trained from its start");
       return std::string();
     }
-    const auto found = checkpoints_.ReadNewest(committed, Rules(), &state_);
+    const auto found = checkpoints_.ReadNewest(committed, RulesOf(context_), state_.get(), group_);
+    if (group_.lost()) return found.status();
     if (!found.ok()) return StopStatus(RunStop::kNoCheckpoint, found.status().message());
     progress_ = found->progress;
     LogInfo("resuming after step ", progress_.step, " from ", found->name);
@@ -185,7 +220,6 @@ class Run {
   absl::Status Train() {
     if (LacksEvaluation()) SH_RETURN_IF_ERROR(Evaluate());
     while (progress_.step < steps() && !StopsEarly()) {
-      SH_RETURN_IF_ERROR(CheckStop(services_));
       SH_RETURN_IF_ERROR(TrainStep());
       if (IsDue(context_.student.evaluate_every)) SH_RETURN_IF_ERROR(Evaluate());
       if (IsDue(context_.student.checkpoint_every)) SH_RETURN_IF_ERROR(SaveCheckpoint());
@@ -193,6 +227,7 @@ class Run {
     if (evaluated_step_ != progress_.step || progress_.evaluations == 0) {
       SH_RETURN_IF_ERROR(Evaluate());
     }
+    SH_RETURN_IF_ERROR(group_.Agree(trouble_));
     return SaveCheckpoint();
   }
 
@@ -206,11 +241,20 @@ class Run {
                static_cast<uint64_t>(*context_.student.early_stop);
   }
 
+  // What this rank would leave for.
+  absl::Status WhyStop() {
+    SH_RETURN_IF_ERROR(trouble_);
+    SH_RETURN_IF_ERROR(CheckStop(services_));
+    absl::Status interrupted;
+    RunOnExecutor(services_.executor, [&] { interrupted = interrupted_; });
+    return interrupted;
+  }
+
   absl::StatusOr<std::vector<DocumentTargets>> Take(std::unique_ptr<Prefetcher>& loader,
                                                     size_t count, double* waited_s) {
     const absl::Duration before = Now();
-    auto taken = CallAndWait<std::vector<DocumentTargets>>(
-        services_.executor, [&](auto done) { loader->Take(count, std::move(done)); });
+    auto taken =
+        TakeTogether(group_, services_.executor, *loader, count, [this] { return WhyStop(); });
     *waited_s = absl::ToDoubleSeconds(Now() - before);
     progress_.waited_s += *waited_s;
     return taken;
@@ -219,115 +263,127 @@ class Run {
   absl::Status TrainStep() {
     // Moved on only once the step is made, so that a checkpoint never skips documents.
     DataCursor after = *cursor_;
-    const std::vector<uint32_t> documents = TakeStep(*context_.plan, after, step_rows());
+    const StepSplit split = SplitStep(*context_.plan, TakeStep(*context_.plan, after, step_rows()),
+                                      group_.ranks(), micro_rows(), context_.student.packing);
+    const std::vector<uint32_t>& mine = split.documents[static_cast<size_t>(group_.rank())];
     double waited_s = 0;
-    SH_ASSIGN_OR_RETURN(const auto data, Take(loader_, documents.size(), &waited_s));
-    SH_CHECK(data.size() == documents.size());
-    for (size_t i = 0; i < data.size(); ++i) SH_CHECK(data[i].document == documents[i]);
+    SH_ASSIGN_OR_RETURN(const auto data, Take(loader_, mine.size(), &waited_s));
+    SH_CHECK(data.size() == mine.size());
+    for (size_t i = 0; i < data.size(); ++i) SH_CHECK(data[i].document == mine[i]);
     SetPhase("training");
     const absl::Duration before = Now();
-    SH_ASSIGN_OR_RETURN(StepMetrics metrics,
-                        stepper_->Step(*context_.plan, data, progress_.step + 1,
-                                       [this] { return CheckStop(services_); }));
-    const double seconds = absl::ToDoubleSeconds(Now() - before);
+    SkippedSteps skipped = progress_.skipped;
+    absl::StatusOr<StepMetrics> made = stepper_->Step(
+        *context_.plan, data, split, progress_.step + 1, &skipped, [this]() -> absl::Status {
+          // Of several ranks none leaves a step alone.
+          return group_.ranks() == 1 ? CheckStop(services_) : absl::OkStatus();
+        });
+    // That too many steps were skipped every rank finds out by itself.
+    if (!made.ok() && StopOf(made.status()) == RunStop::kDiverged)
+      return group_.Agree(made.status());
+    SH_RETURN_IF_ERROR(Checked(made.status()));
+    NoteStep(*made, skipped, after.position(), waited_s, absl::ToDoubleSeconds(Now() - before));
+    *cursor_ = after;
+    return absl::OkStatus();
+  }
+
+  void NoteStep(StepMetrics metrics, const SkippedSteps& skipped, DataPosition position,
+                double waited_s, double seconds) {
     metrics.waited_s = waited_s;
     metrics.rows_per_s = seconds > 0 ? static_cast<double>(metrics.rows) / seconds : 0;
-    *cursor_ = after;
     progress_.step += 1;
-    progress_.data = after.position();
+    progress_.data = position;
+    progress_.skipped = skipped;
     services_.executor.Post(
         [loader = loader_.get(), rate = metrics.rows_per_s] { loader->SetRate(rate); });
-    reporter_.Update([&](RunReport& report) {
-      report.loss = metrics.loss;
+    Tell([&](RunReport& report) {
+      if (!metrics.skipped) report.loss = metrics.loss;
       report.rows_per_s = metrics.rows_per_s;
     });
     UpdateTimes();
-    return metrics_->Add(metrics);
+    if (metrics_.has_value() && trouble_.ok()) trouble_ = metrics_->Add(metrics);
+    if (std::exchange(told_of_memory_, true)) return;
+    LogInfo("rank ", group_.rank(), " of ", group_.ranks(), ": ", zero2_->memory().Describe());
   }
 
+  // Every rank evaluates some of the held-out documents; all come to the same numbers.
   absl::Status Evaluate() {
     evaluated_step_ = progress_.step;
     if (context_.held_out_sections.empty()) {
       if (progress_.evaluations == 0) LogWarning("no held-out documents: nothing to evaluate on");
       return absl::OkStatus();
     }
+    SH_RETURN_IF_ERROR(Checked(zero2_->AwaitAllWeights()));
     SetPhase("evaluating");
+    const std::vector<uint32_t> all = HeldOutDocuments(*context_.plan);
+    const auto dealt = DealDocuments(*context_.plan, all, group_.ranks());
+    const std::vector<uint32_t>& mine = dealt[static_cast<size_t>(group_.rank())];
+    size_t most = 0;
+    for (const std::vector<uint32_t>& documents : dealt) most = std::max(most, documents.size());
     PrefetchOptions options;
     options.teacher = context_.spec.teacher;
     options.sections = context_.held_out_sections;
-    SetLoader(&held_out_loader_, options, HeldOutDocuments(*context_.plan));
+    SetLoader(&held_out_loader_, options, ListOf(mine));
     std::optional<Evaluator> evaluator;
-    for (;;) {
-      SH_RETURN_IF_ERROR(CheckStop(services_));
+    for (size_t begin = 0; begin < most; begin += kHeldOutBatch) {
+      const size_t count = std::min(kHeldOutBatch, mine.size() - std::min(mine.size(), begin));
       double waited_s = 0;
-      SH_ASSIGN_OR_RETURN(const auto taken, Take(held_out_loader_, kHeldOutBatch, &waited_s));
-      if (taken.empty()) break;
+      SH_ASSIGN_OR_RETURN(const auto taken, Take(held_out_loader_, count, &waited_s));
       SetPhase("evaluating");
-      if (!evaluator.has_value()) {
-        SH_RETURN_IF_ERROR(LoadTeacherHead());
-        evaluator.emplace(*model_, teacher_head_, context_.plan->vocabulary());
-      }
-      SH_RETURN_IF_ERROR(EvaluateDocuments(*evaluator, taken));
+      trouble_ = EvaluateBatch(taken, &evaluator);
     }
+    SH_RETURN_IF_ERROR(group_.Agree(trouble_));
     SH_CHECK(evaluator.has_value());
+    std::vector<double> values = evaluator->ValuesOf(all);
+    SH_RETURN_IF_ERROR(group_.Sum(absl::MakeSpan(values)));
+    evaluator->SetValues(all, values);
     const Evaluation evaluation = evaluator->Finish(progress_.step);
     if (evaluation.rows == 0) {
       LogWarning("the loss mask leaves no row of the held-out documents: nothing to evaluate on");
       return absl::OkStatus();
     }
-    return NoteEvaluation(evaluation);
-  }
-
-  absl::Status EvaluateDocuments(Evaluator& evaluator,
-                                 absl::Span<const DocumentTargets> documents) {
-    std::vector<uint32_t> rows;
-    for (const DocumentTargets& document : documents) {
-      rows.push_back(context_.plan->document(document.document).rows());
-    }
-    const auto longest = static_cast<int64_t>(*std::max_element(rows.begin(), rows.end()));
-    size_t next = 0;
-    for (const size_t size : GroupDocuments(
-             rows, static_cast<uint64_t>(std::max(context_.student.micro_batch, longest)),
-             /*packed=*/true)) {
-      SH_RETURN_IF_ERROR(evaluator.Add(*context_.plan, documents.subspan(next, size)));
-      next += size;
-    }
+    NoteEvaluation(evaluation);
     return absl::OkStatus();
   }
 
-  absl::Status NoteEvaluation(const Evaluation& evaluation) {
-    LogInfo("step ", evaluation.step, ": perplexity ", evaluation.perplexity, " (teacher ",
-            evaluation.teacher_perplexity, "), KL ", evaluation.kl, " ± ", evaluation.kl_se,
-            ", agreement ", evaluation.agreement);
-    // What a run is asked to bring down: its distance from the teacher, or without one its
-    // perplexity.
-    const bool distils =
-        std::any_of(context_.terms.begin(), context_.terms.end(),
-                    [](const LossTerm& term) { return term.kind != LossKind::kCrossEntropy; });
-    const double value = distils ? evaluation.kl : evaluation.perplexity;
-    if (progress_.evaluations == 0 || value < progress_.best) {
-      progress_.best = value;
-      progress_.best_step = progress_.step;
-      progress_.evaluations_without_gain = 0;
-    } else {
-      ++progress_.evaluations_without_gain;
+  absl::Status EvaluateBatch(absl::Span<const DocumentTargets> documents,
+                             std::optional<Evaluator>* evaluator) {
+    if (!evaluator->has_value()) {
+      SH_RETURN_IF_ERROR(LoadTeacherHead());
+      evaluator->emplace(*model_, teacher_head_, context_.plan->vocabulary());
     }
-    ++progress_.evaluations;
-    reporter_.Update([&](RunReport& report) {
+    return (*evaluator)->AddInBatches(*context_.plan, documents, micro_rows());
+  }
+
+  void NoteEvaluation(const Evaluation& evaluation) {
+    if (group_.leads()) {
+      LogInfo("step ", evaluation.step, ": perplexity ", evaluation.perplexity, " (teacher ",
+              evaluation.teacher_perplexity, "), KL ", evaluation.kl, " ± ", evaluation.kl_se,
+              ", agreement ", evaluation.agreement);
+    }
+    progress_.NoteEvaluation(QualityOf(context_.terms, evaluation));
+    if (reporter_ == nullptr) return;
+    reporter_->Update([&](RunReport& report) {
       report.has_evaluation = true;
       report.evaluation = evaluation;
     });
     UpdateTimes();
-    const absl::Status reported = reporter_.Flush();
+    const absl::Status reported = reporter_->Flush();
     if (!reported.ok()) LogWarning("evaluation not reported: ", reported.message());
-    return metrics_->Add(evaluation);
+    trouble_ = metrics_->Add(evaluation);
   }
 
   absl::Status SaveCheckpoint() {
     if (saved_step_ == progress_.step) return absl::OkStatus();
     progress_.seconds = Seconds();
     SH_ASSIGN_OR_RETURN(const std::string name,
-                        checkpoints_.Write(progress_, state_, context_.spec.run_epoch));
+                        checkpoints_.Write(progress_, *state_, context_.spec.run_epoch, group_));
+    SH_RETURN_IF_ERROR(group_.FromLeader(group_.leads() ? Commit(name) : absl::OkStatus()));
+    saved_step_ = progress_.step;
+    return absl::OkStatus();
+  }
+
+  absl::Status Commit(const std::string& name) {
     const absl::Status committed =
         CallAndWait<bool>(services_.executor, [&](auto done) {
           services_.run.CommitCheckpoint(progress_.step, name, std::move(done));
@@ -336,15 +392,25 @@ class Run {
       return StopStatus(RunStop::kSuperseded, committed.message());
     }
     SH_RETURN_IF_ERROR_AT(committed, "committing a checkpoint");
-    saved_step_ = progress_.step;
     return checkpoints_.Prune(name, static_cast<size_t>(context_.student.checkpoint_keep));
   }
 
-  // Saves what a later start can use, and passes `why` on.
+  absl::Status Export() {
+    SH_ASSIGN_OR_RETURN(const std::string folder, ExportStudent(context_, *state_));
+    LogInfo("exported to ", folder);
+    Tell([&](RunReport& report) {
+      report.phase = "finished";
+      report.exported_to = folder;
+    });
+    UpdateTimes();
+    return Annotate(reporter_->Flush(), "telling the coordinator that the run has finished");
+  }
+
+  // Saves what a later start can use, and passes `why` on. A rank that leaves alone cannot.
   absl::Status LeaveEarly(const absl::Status& why) {
     const RunStop stop = StopOf(why);
     if (stop == RunStop::kCancelled || stop == RunStop::kSuperseded || stop == RunStop::kDiverged ||
-        stop == RunStop::kFailed) {
+        stop == RunStop::kFailed || !group_.HasAgreedOn(why)) {
       return why;
     }
     const absl::Status saved = SaveCheckpoint();
@@ -354,17 +420,22 @@ class Run {
 
   const RunContext context_;
   const Services services_;
-  Reporter& reporter_;
-  StudentState state_;
+  RankGroup& group_;
+  Reporter* const reporter_;
+  std::vector<std::unique_ptr<Communicator>> alone_;
+  const std::shared_ptr<StudentState> state_;  // outlives the run where a rank was lost
+  std::unique_ptr<Zero2> zero2_;
   CheckpointStore checkpoints_;
-  std::optional<MetricsLog> metrics_;
+  std::optional<MetricsLog> metrics_;  // of the first rank
   std::unique_ptr<StudentModel> model_;
   std::unique_ptr<Stepper> stepper_;
   std::unique_ptr<DataCursor> cursor_;
   at::Tensor teacher_head_;  // fp32, once needed
   RunProgress progress_;
+  absl::Status trouble_;  // of this rank; the others hear of it at the next vote
   uint64_t saved_step_ = 0;
   uint64_t evaluated_step_ = 0;
+  bool told_of_memory_ = false;
   double seconds_before_ = 0;  // of earlier starts
   const absl::Duration started_;
   // Executor only.
@@ -372,53 +443,55 @@ class Run {
   absl::Status interrupted_;
 };
 
-absl::Status Superseded(absl::Status status) {
-  if (!absl::IsAborted(status) || StopOf(status) != RunStop::kFailed) return status;
-  return StopStatus(RunStop::kSuperseded, status.message());
-}
-
 }  // namespace
 
 absl::Status TrainStudent(const RunSpec& spec, const Services& services,
                           const TrainerOptions& options) {
+  RankGroup group(services.communicator);
   // Set and cleared on the executor, where the reporter reads it.
   Run* running = nullptr;
   absl::Status cancelled;
   uint64_t step = 0;
   absl::Status status;
-  {
-    Reporter reporter(services.executor, services.run, options.report_every, [&](absl::Status why) {
+  std::optional<Reporter> reporter;
+  if (group.leads()) {
+    reporter.emplace(services.executor, services.run, options.report_every, [&](absl::Status why) {
       cancelled = why;
       if (running != nullptr) running->Interrupt(why);
     });
-    reporter.Update([](RunReport& report) { report.phase = "loading"; });
-    status = [&]() -> absl::Status {
-      SH_ASSIGN_OR_RETURN(RunContext context,
-                          PrepareRun(spec, services, [&](absl::string_view what) {
-                            if (!what.empty()) LogInfo(what);
-                            reporter.Update([&](RunReport& r) { r.message = std::string(what); });
-                          }));
-      Run run(std::move(context), services, reporter);
-      RunOnExecutor(services.executor, [&] {
-        running = &run;
-        if (!cancelled.ok()) run.Interrupt(cancelled);
-      });
-      const StopWatcher watcher(services, [&](absl::Status why) { run.Interrupt(why); });
-      const absl::Status executed = run.Execute();
-      RunOnExecutor(services.executor, [&] { running = nullptr; });
-      step = run.step();
-      return executed;
-    }();
-    status = Superseded(status);
-    if (!status.ok() && StopOf(status) != RunStop::kSuperseded) {
-      const bool failed = StopOf(status) != RunStop::kTerminated;
-      reporter.Update([&](RunReport& report) {
-        if (failed) report.phase = "failed";
-        report.message = std::string(status.message());
-      });
-      reporter.Flush().IgnoreError();  // the exit file says the same
-    }
+    reporter->Update([](RunReport& report) { report.phase = "loading"; });
   }
+  status = [&]() -> absl::Status {
+    SH_ASSIGN_OR_RETURN(RunContext context,
+                        PrepareRun(spec, services, group, [&](absl::string_view what) {
+                          if (!what.empty()) LogInfo(what);
+                          if (!reporter.has_value()) return;
+                          reporter->Update([&](RunReport& r) { r.message = std::string(what); });
+                        }));
+    Run run(std::move(context), services, group, reporter.has_value() ? &*reporter : nullptr);
+    RunOnExecutor(services.executor, [&] {
+      running = &run;
+      if (!cancelled.ok()) run.Interrupt(cancelled);
+    });
+    const StopWatcher watcher(services, [&](absl::Status why) { run.Interrupt(why); });
+    const absl::Status executed = run.Execute();
+    if (!executed.ok() && !group.HasAgreedOn(executed)) group.GiveUp();
+    RunOnExecutor(services.executor, [&] { running = nullptr; });
+    step = run.step();
+    return executed;
+  }();
+  status = SupersededIfAborted(status);
+  if (!group.leads()) return status;
+  if (!status.ok() && StopOf(status) != RunStop::kSuperseded) {
+    const RunStop stop = StopOf(status);
+    const bool failed = stop != RunStop::kTerminated && stop != RunStop::kRankLost;
+    reporter->Update([&](RunReport& report) {
+      if (failed) report.phase = "failed";
+      report.message = std::string(status.message());
+    });
+    reporter->Flush().IgnoreError();  // the exit file says the same
+  }
+  reporter.reset();
   const absl::Status written = WriteExitFile(spec.run_folder, status, step);
   if (!written.ok()) LogError(written.message());
   return status;

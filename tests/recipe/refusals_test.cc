@@ -218,12 +218,23 @@ TEST(RefusalTest, NumbersWithALeadingZero) {
   });
 }
 
+TEST(RefusalTest, MoreRanksThanTokensInAStep) {
+  ExpectRefused(std::vector<Refusal>{
+      {"ranks: 1", "ranks: 2049",
+       "16:12: students[0].ranks: more than batch.tokens, which is 2048: each step would leave "
+       "some "
+       "of them without a token"},
+  });
+  const absl::StatusOr<Recipe> recipe =
+      ParseRecipe(absl::StrReplaceAll(Sample(), {{"ranks: 1", "ranks: 8"}}), "r.yaml");
+  ASSERT_TRUE(recipe.ok()) << recipe.status();
+  EXPECT_EQ(recipe->students[0].ranks, 8);
+}
+
 TEST(RefusalTest, KeysOfLaterVersionsByName) {
   ExpectRefused(std::vector<Refusal>{
       {"{directory: cache}", "{servers: [a, b]}",
        "11:12: cache.servers: cache servers started elsewhere: not in this version"},
-      {"ranks: 1", "ranks: 2",
-       "16:12: students[0].ranks: more than one comes with ZeRO-2 sharding, not in this version"},
       {"logits:", "attention: {layers: [1]}\n  logits:",
        "10:3: capture.attention: attention probabilities: not in this version"},
       {"dtype: bf16}", "endpoint: x}",

@@ -77,6 +77,7 @@ class CheckpointTest : public testing::Test {
 
   TempFolder folder_;
   StudentState state_;
+  RankGroup alone_{nullptr};
   const Digest hash_ = Sha256Of("run");
 };
 
@@ -88,9 +89,15 @@ bool SameBits(const StudentState& a, const StudentState& b) {
          memcmp(a.weights.data(), b.weights.data(), bytes / 2) == 0;
 }
 
+std::string LittleEndian(uint64_t value) {
+  std::string bytes;
+  for (int byte = 0; byte < 8; ++byte) bytes += static_cast<char>(value >> (8 * byte));
+  return bytes;
+}
+
 TEST_F(CheckpointTest, ReadsBackBitForBit) {
   CheckpointStore store(folder_.path());
-  const auto name = store.Write(Progress(20), state_, /*run_epoch=*/2);
+  const auto name = store.Write(Progress(20), state_, /*run_epoch=*/2, alone_);
   ASSERT_TRUE(name.ok()) << name.status();
   EXPECT_THAT(*name, testing::StartsWith("step-20.2."));
   StudentState other(SmallConfig(true), DType::kBF16);
@@ -102,32 +109,59 @@ TEST_F(CheckpointTest, ReadsBackBitForBit) {
 
 TEST_F(CheckpointTest, TheShardsBytesAreAsTheHeaderStates) {
   CheckpointStore store(folder_.path());
-  const auto name = store.Write(Progress(20), state_, 1);
+  const auto name = store.Write(Progress(20), state_, 1, alone_);
   ASSERT_TRUE(name.ok());
   const auto bytes = ReadFile(Path(*name, "rank-0-of-1.state"));
   ASSERT_TRUE(bytes.ok());
   const uint64_t n = state_.layout.size();
-  std::string expected = "SHSTATE1";
-  for (const uint64_t field : {n, uint64_t{0}, n}) {
-    for (int byte = 0; byte < 8; ++byte) expected += static_cast<char>(field >> (8 * byte));
-  }
+  std::string expected = "SHSTATE2";
+  for (const uint64_t field : {n, uint64_t{1}, n}) expected += LittleEndian(field);
   expected.resize(64, '\0');
+  for (const uint64_t field : {uint64_t{0}, n}) expected += LittleEndian(field);
+  expected.resize(128, '\0');
   for (const FlatBuffer<float>* buffer : {&state_.masters, &state_.first, &state_.second}) {
     expected.append(reinterpret_cast<const char*>(buffer->data()), n * sizeof(float));
   }
   EXPECT_EQ(*bytes, expected);
 }
 
+TEST_F(CheckpointTest, VersionOneIsReadToo) {
+  CheckpointStore store(folder_.path());
+  RunProgress progress = Progress(20);
+  const auto name = store.Write(progress, state_, 1, alone_);
+  ASSERT_TRUE(name.ok());
+  const uint64_t n = state_.layout.size();
+  std::string shard = "SHSTATE1";
+  for (const uint64_t field : {n, uint64_t{0}, n}) shard += LittleEndian(field);
+  shard.resize(64, '\0');
+  for (const FlatBuffer<float>* buffer : {&state_.masters, &state_.first, &state_.second}) {
+    shard.append(reinterpret_cast<const char*>(buffer->data()), n * sizeof(float));
+  }
+  ASSERT_TRUE(WriteFileAtomically(Path(*name, "rank-0-of-1.state"), shard).ok());
+  Forge(*name, [&](OrderedJson& json) {
+    json["version"] = 1;
+    json.erase("skipped");
+    json["files"][0]["bytes"] = shard.size();
+    json["files"][0]["sha256"] = Sha256Of(shard).Hex();
+  });
+  StudentState other(SmallConfig(true), DType::kBF16);
+  const auto read = store.Read(*name, Rules(), &other);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(*read, progress);
+  EXPECT_TRUE(SameBits(state_, other));
+}
+
 TEST_F(CheckpointTest, WhereverAWriteStopsTheOlderOneStands) {
   CheckpointStore good(folder_.path());
-  const auto first = good.Write(Progress(10), state_, 1);
+  const auto first = good.Write(Progress(10), state_, 1, alone_);
   ASSERT_TRUE(first.ok());
   for (const std::string point : {"folder", "shard", "manifest", "rename", "sync"}) {
     Fill(2);
     CheckpointStore store(folder_.path(), [&](absl::string_view step) {
       return step == point ? absl::AbortedError("killed") : absl::OkStatus();
     });
-    EXPECT_EQ(store.Write(Progress(20), state_, 1).status().code(), absl::StatusCode::kAborted);
+    EXPECT_EQ(store.Write(Progress(20), state_, 1, alone_).status().code(),
+              absl::StatusCode::kAborted);
     // A new process looks at what is there.
     CheckpointStore fresh(folder_.path());
     Fill(1);
@@ -146,12 +180,12 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheOlderOneAndNothingHalfWritten) {
   SmallDisk disk(JoinPath(folder_.path(), "disk"), "size=1m,mode=700");
   if (!disk.mounted()) GTEST_SKIP() << "this process may not mount a tmpfs";
   CheckpointStore store(disk.path());
-  const auto first = store.Write(Progress(10), state_, 1);
+  const auto first = store.Write(Progress(10), state_, 1, alone_);
   ASSERT_TRUE(first.ok()) << first.status();
   int refused = 0;
   for (size_t room = 0; room < (1 << 20); room += 8 << 10) {
     disk.LeaveRoom(room);
-    const auto second = store.Write(Progress(20), state_, 1);
+    const auto second = store.Write(Progress(20), state_, 1, alone_);
     if (second.ok()) break;  // there was enough
     ++refused;
     EXPECT_EQ(second.status().code(), absl::StatusCode::kResourceExhausted) << second.status();
@@ -172,7 +206,7 @@ TEST_F(CheckpointTest, AFullDiskLeavesTheOlderOneAndNothingHalfWritten) {
 
 TEST_F(CheckpointTest, RefusesWhatIsDamaged) {
   CheckpointStore store(folder_.path());
-  const auto name = store.Write(Progress(20), state_, 1);
+  const auto name = store.Write(Progress(20), state_, 1, alone_);
   ASSERT_TRUE(name.ok());
   StudentState other(SmallConfig(true), DType::kBF16);
   for (const std::string file : {"rank-0-of-1.state", "MANIFEST.json"}) {
@@ -194,7 +228,7 @@ TEST_F(CheckpointTest, RefusesWhatIsDamaged) {
 
 TEST_F(CheckpointTest, RefusesNumbersThatNoRunCouldHaveWritten) {
   CheckpointStore store(folder_.path());
-  const auto name = store.Write(Progress(20), state_, 1);
+  const auto name = store.Write(Progress(20), state_, 1, alone_);
   ASSERT_TRUE(name.ok());
   const std::string manifest = *ReadFile(Path(*name, "MANIFEST.json"));
   const std::pair<std::string, OrderedJson> changes[] = {
@@ -215,6 +249,10 @@ TEST_F(CheckpointTest, RefusesNumbersThatNoRunCouldHaveWritten) {
       {"/early_stop/best_step", 21},
       {"/early_stop/evaluations", 22},
       {"/early_stop/without_gain", 3},
+      {"/skipped/total", 21},
+      {"/skipped/in_a_row", 1},
+      {"/world_size", 2},
+      {"/world_size", 0},
       {"/files/0/name", "../../x"},
   };
   StudentState other(SmallConfig(true), DType::kBF16);
@@ -274,19 +312,19 @@ TEST_F(CheckpointTest, WhateverIsWrongWithTheNewestTheNextOlderOneIsRead) {
     CheckpointStore store(folder_.path());
     std::vector<std::string> names;
     for (const uint64_t step : {10, 20, 30, 40})
-      names.push_back(*store.Write(Progress(step), state_, 1));
+      names.push_back(*store.Write(Progress(step), state_, 1, alone_));
     // 40 was never committed.
     StudentState other(SmallConfig(true), DType::kBF16);
-    EXPECT_EQ(store.ReadNewest(names[2], Rules(), &other)->name, names[2]);
+    EXPECT_EQ(store.ReadNewest(names[2], Rules(), &other, alone_)->name, names[2]);
     harm(JoinPath(checkpoints, names[2]));
-    const auto found = store.ReadNewest(names[2], Rules(), &other);
+    const auto found = store.ReadNewest(names[2], Rules(), &other, alone_);
     ASSERT_TRUE(found.ok()) << found.status();
     EXPECT_EQ(found->name, names[1]);
     EXPECT_EQ(found->progress.step, 20u);
     EXPECT_TRUE(SameBits(state_, other));
     harm(JoinPath(checkpoints, names[1]));
     harm(JoinPath(checkpoints, names[0]));
-    const absl::Status none = store.ReadNewest(names[2], Rules(), &other).status();
+    const absl::Status none = store.ReadNewest(names[2], Rules(), &other, alone_).status();
     EXPECT_TRUE(absl::IsDataLoss(none)) << none;
     EXPECT_THAT(std::string(none.message()), HasSubstr("remove " + checkpoints + " to train"));
   }
@@ -294,7 +332,7 @@ TEST_F(CheckpointTest, WhateverIsWrongWithTheNewestTheNextOlderOneIsRead) {
 
 TEST_F(CheckpointTest, RefusesAnotherRunAndAnotherStudent) {
   CheckpointStore store(folder_.path());
-  const auto name = store.Write(Progress(20), state_, 1);
+  const auto name = store.Write(Progress(20), state_, 1, alone_);
   ASSERT_TRUE(name.ok());
   StudentState other(SmallConfig(true), DType::kBF16);
   CheckpointRules another = Rules();
@@ -312,7 +350,7 @@ TEST_F(CheckpointTest, KeepsTheNewestAndTheCommitted) {
   CheckpointStore store(folder_.path());
   std::vector<std::string> names;
   for (const uint64_t step : {5, 10, 100, 20}) {
-    const auto name = store.Write(Progress(step), state_, 1);
+    const auto name = store.Write(Progress(step), state_, 1, alone_);
     ASSERT_TRUE(name.ok());
     names.push_back(*name);
   }

@@ -4,8 +4,6 @@
 #include <numeric>
 
 #include "gtest/gtest.h"
-#include "student/data_cursor.h"
-#include "student/run_stop.h"
 #include "tests/student/fakes.h"
 #include "tests/student/small_student.h"
 
@@ -38,17 +36,18 @@ Gradient Solve(SmallStudent& student, const std::vector<LossTerm>& terms, const 
   for (const LossTerm& term : terms) coefficients.push_back(term.weight / counted);
   Gradient gradient;
   gradient.rows.resize(terms.size());
-  bool first = true;
   size_t next = 0;
+  student.zero2->BeginStep();
   for (const size_t size : GroupDocuments(rows, micro_rows, packed)) {
     const MicroBatch batch =
         MakeMicroBatch(plan, absl::MakeConstSpan(documents).subspan(next, size), packed);
     next += size;
     std::vector<std::vector<float>> values;
-    const absl::Status status = student.model->AddGradients(
-        batch, coefficients, first, student.state->gradients.span(), &values);
+    student.zero2->BeginMicroBatch();
+    const absl::Status status =
+        student.model->AddGradients(batch, coefficients, *student.zero2, &values);
     EXPECT_TRUE(status.ok()) << status;
-    first = false;
+    EXPECT_TRUE(student.zero2->EndMicroBatch().ok());
     for (size_t k = 0; k < terms.size(); ++k) {
       for (const float value : values[k]) {
         gradient.loss += coefficients[k] * value;
@@ -154,52 +153,6 @@ TEST_P(GradientTest, PointsWhereTheLossGrows) {
 INSTANTIATE_TEST_SUITE_P(Kinds, GradientTest,
                          testing::Values("tied", "untied", "llama", "qwen2", "qwen3", "mistral"),
                          [](const auto& test) { return test.param; });
-
-TEST(StepperTest, LowersTheLossAndRepeatsBitForBit) {
-  for (const DType compute : {DType::kF32, DType::kBF16}) {
-    const auto plan = MakeTestPlan({});
-    StudentRecipe recipe = SmallRecipe();
-    recipe.steps = 30;
-    const std::vector<LossTerm> terms = {{LossKind::kCrossEntropy, 1, 1}};
-    const TestTeacher teacher;
-    std::vector<float> masters[2];
-    for (std::vector<float>& result : masters) {
-      SmallStudent student(terms, SmallConfig(true), compute);
-      Stepper stepper(recipe, terms, *student.model, *student.state);
-      DataCursor cursor(plan, 1);
-      double first = 0, last = 0;
-      for (uint64_t step = 1; step <= 30; ++step) {
-        std::vector<DocumentTargets> documents;
-        for (const uint32_t d : TakeStep(*plan, cursor, 60)) {
-          documents.push_back(teacher.Targets(*plan, d));
-        }
-        auto metrics = stepper.Step(*plan, documents, step, [] { return absl::OkStatus(); });
-        ASSERT_TRUE(metrics.ok()) << metrics.status();
-        if (step == 1) first = metrics->loss;
-        last = metrics->loss;
-      }
-      EXPECT_LT(last, first - 0.5);
-      result.assign(student.state->masters.span().begin(), student.state->masters.span().end());
-    }
-    EXPECT_EQ(masters[0], masters[1]);
-  }
-}
-
-TEST(StepperTest, ANonFiniteLossStopsTheRunAndChangesNothing) {
-  const auto plan = MakeTestPlan({});
-  const std::vector<LossTerm> terms = {{LossKind::kCrossEntropy, 1, 1}};
-  SmallStudent student(terms, SmallConfig(true), DType::kF32);
-  const FlatParameter* norm = student.state->layout.Find("model.norm.weight");
-  student.state->masters.data()[norm->offset] = std::nanf("");
-  const std::vector<float> before(student.state->first.span().begin(),
-                                  student.state->first.span().end());
-  Stepper stepper(SmallRecipe(), terms, *student.model, *student.state);
-  const auto metrics =
-      stepper.Step(*plan, SomeDocuments(*plan, 3), 1, [] { return absl::OkStatus(); });
-  EXPECT_EQ(StopOf(metrics.status()), RunStop::kDiverged);
-  EXPECT_EQ(before, std::vector<float>(student.state->first.span().begin(),
-                                       student.state->first.span().end()));
-}
 
 }  // namespace
 }  // namespace stillhouse

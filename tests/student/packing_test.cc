@@ -6,6 +6,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "student/data_cursor.h"
+#include "student/step_split.h"
 #include "tests/student/fakes.h"
 
 namespace stillhouse {
@@ -105,6 +106,40 @@ TEST(CheckPlanFitsTest, RefusesADocumentThatFitsNowhere) {
   const absl::Status status = CheckPlanFits(*plan, 40, 19);
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(status.message()), testing::HasSubstr("batch.micro_batch is 19"));
+}
+
+TEST(CheckPlanFitsTest, RefusesMoreRanksThanDocuments) {
+  const auto plan = MakeTestPlan({.documents = 5});
+  EXPECT_TRUE(CheckPlanFits(*plan, 40, 20, 5).ok());
+  const absl::Status status = CheckPlanFits(*plan, 40, 20, 6);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(status.message()),
+              testing::HasSubstr("6 ranks, but the plan has only 5 training documents"));
+}
+
+TEST(StepDocumentsTest, EveryRankListsAllAndMarksItsOwn) {
+  const auto plan = MakeTestPlan({});
+  DataCursor cursor(plan, 9);
+  std::vector<DocumentList> lists;
+  for (int rank = 0; rank < 3; ++rank) {
+    lists.push_back(StepDocuments(plan, cursor, /*steps=*/5, 40, rank, 3));
+  }
+  for (int step = 0; step < 5; ++step) {
+    const std::vector<uint32_t> documents = TakeStep(*plan, cursor, 40);
+    const auto dealt = DealDocuments(*plan, documents, 3);
+    for (size_t rank = 0; rank < 3; ++rank) {
+      std::vector<uint32_t> all, mine;
+      for (size_t i = 0; i < documents.size(); ++i) {
+        const auto listed = lists[rank]();
+        ASSERT_TRUE(listed.has_value());
+        all.push_back(listed->document);
+        if (listed->mine) mine.push_back(listed->document);
+      }
+      EXPECT_EQ(all, documents);
+      EXPECT_EQ(mine, dealt[rank]);
+    }
+  }
+  for (DocumentList& list : lists) EXPECT_FALSE(list().has_value());
 }
 
 }  // namespace

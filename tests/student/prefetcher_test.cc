@@ -1,10 +1,12 @@
 #include "student/prefetcher.h"
 
 #include <numeric>
+#include <set>
 
 #include "common/manual_executor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "student/data_cursor.h"
 #include "student/run_stop.h"
 #include "tests/student/fakes.h"
 
@@ -22,10 +24,12 @@ class PrefetcherTest : public testing::Test {
   std::unique_ptr<Prefetcher> Make(PrefetchOptions options = {}) {
     options.teacher = teacher_.fingerprint;
     if (options.sections.empty()) options.sections = teacher_.Sections();
-    auto next = [order = order_, at = size_t{0}]() mutable -> std::optional<uint32_t> {
-      return at < order.size() ? std::optional<uint32_t>(order[at++]) : std::nullopt;
+    auto next = [this, at = size_t{0}]() mutable -> std::optional<ListedDocument> {
+      if (at == order_.size()) return std::nullopt;
+      const uint32_t document = order_[at++];
+      return ListedDocument{document, others_.count(document) == 0};
     };
-    return std::make_unique<Prefetcher>(executor_, run_, cache_, plan_, options, next);
+    return std::make_unique<Prefetcher>(executor_, run_, cache_, plan_, options, std::move(next));
   }
 
   void MakeDurable(uint32_t chunk) {
@@ -57,6 +61,7 @@ class PrefetcherTest : public testing::Test {
   FakeCache cache_;
   FakeRun run_;
   std::vector<uint32_t> order_;
+  std::set<uint32_t> others_;  // of other ranks
   Taken taken_;
 };
 
@@ -211,11 +216,42 @@ TEST_F(PrefetcherTest, CancelAndFailReachWhoWaits) {
   EXPECT_EQ(StopOf(again->status()), RunStop::kTerminated);
 }
 
+TEST_F(PrefetcherTest, DocumentsOfOtherRanksAreAskedForButNotFetched) {
+  MakeAllDurable();
+  std::vector<uint32_t> mine;
+  for (size_t i = 0; i < order_.size(); ++i) {
+    if (i % 3 == 1) {
+      mine.push_back(order_[i]);
+    } else {
+      others_.insert(order_[i]);
+      // Not even there.
+      const Digest key = plan_->document(order_[i]).key;
+      for (const SectionSpec& spec : teacher_.Sections()) {
+        cache_.parts.erase({SectionKey(teacher_.fingerprint, key, spec), 0});
+      }
+    }
+  }
+  auto prefetcher = Make();
+  const Taken first = Take(*prefetcher, 3);
+  ASSERT_TRUE(first.has_value() && first->ok());
+  ASSERT_EQ((*first)->size(), 3u);
+  for (size_t i = 0; i < 3; ++i) ExpectTargets((**first)[i], mine[i]);
+  std::set<uint32_t> chunks;
+  for (const uint32_t document : order_) chunks.insert(plan_->document(document).chunk);
+  EXPECT_EQ(run_.wanted, chunks);
+  const Taken rest = Take(*prefetcher, 100);
+  ASSERT_TRUE(rest.has_value() && rest->ok());
+  ASSERT_EQ((*rest)->size(), mine.size() - 3);
+  for (size_t i = 3; i < mine.size(); ++i) ExpectTargets((**rest)[i - 3], mine[i]);
+  const Taken none = Take(*prefetcher, 1);
+  ASSERT_TRUE(none.has_value() && none->ok());
+  EXPECT_TRUE((*none)->empty());
+}
+
 TEST_F(PrefetcherTest, NeedsNothingWhenNoSectionIsRead) {
-  Prefetcher prefetcher(executor_, run_, cache_, plan_, {},
-                        [at = 0u]() mutable -> std::optional<uint32_t> {
-                          return at < 20 ? std::optional<uint32_t>(at++) : std::nullopt;
-                        });
+  std::vector<uint32_t> documents(20);
+  std::iota(documents.begin(), documents.end(), 0u);
+  Prefetcher prefetcher(executor_, run_, cache_, plan_, {}, ListOf(documents));
   const Taken taken = Take(prefetcher, 3);
   ASSERT_TRUE(taken.has_value() && taken->ok());
   EXPECT_EQ((**taken)[2].document, 2u);

@@ -1,5 +1,7 @@
 #include "tests/student/small_student.h"
 
+#include <algorithm>
+
 #include "ATen/ops/empty.h"
 #include "common/random.h"
 #include "common/status.h"
@@ -56,18 +58,33 @@ ModelConfig SmallVariant(const std::string& architecture) {
 }
 
 SmallStudent::SmallStudent(std::vector<LossTerm> terms, const ModelConfig& config, DType compute,
-                           uint64_t seed) {
+                           uint64_t seed, Communicator* communicator) {
   SetComputeThreads(1);  // so small that threads would only wait for one another
-  state = std::make_unique<StudentState>(config, compute);
+  if (communicator == nullptr) {
+    alone = MakeThreadCommunicators(1, absl::Minutes(1));
+    communicator = alone[0].get();
+  }
+  state = std::make_unique<StudentState>(
+      config, compute,
+      ShardOptions{communicator->rank(), communicator->size(), {.elements_max = 1000}});
   for (const FlatParameter& parameter : state->layout.parameters()) {
     RandomStream random(DeriveSeed(seed, parameter.name));
     const bool norm = parameter.name.find("norm") != std::string::npos;
-    for (size_t i = 0; i < parameter.count; ++i) {
-      const double value = norm ? 1 + 0.1 * random.NextNormal() : 0.3 * random.NextNormal();
-      state->masters.data()[parameter.offset + i] = static_cast<float>(value);
+    std::vector<float> values(parameter.count);
+    for (float& value : values) {
+      const double drawn = norm ? 1 + 0.1 * random.NextNormal() : 0.3 * random.NextNormal();
+      value = static_cast<float>(drawn);
     }
+    ForOwned(state->pieces, {parameter.offset, parameter.offset + parameter.count},
+             [&](size_t flat, size_t local, size_t count) {
+               std::copy_n(values.data() + (flat - parameter.offset), count,
+                           state->masters.data() + local);
+             });
   }
-  state->RoundWeights();
+  zero2 = std::make_unique<Zero2>(state->plan, *communicator, state->Shard(),
+                                  Zero2Options{.wire = compute});
+  SH_CHECK_OK(zero2->PublishWeights(RunSerially));
+  SH_CHECK_OK(zero2->AwaitAllWeights());
   const at::ScalarType dtype = compute == DType::kF32 ? at::kFloat : at::kBFloat16;
   auto made = MakeAutogradStudent(config, state->Weights(),
                                   {std::move(terms), kVocabulary, TeacherHead(dtype)});

@@ -17,10 +17,13 @@ ModelConfig SmallConfig(bool tied);
 // a window and YaRN, or a "llama" with dynamic RoPE past 8 tokens.
 ModelConfig SmallVariant(const std::string& architecture);
 
+// One rank of it; without a communicator the only one. Buckets are small.
 struct SmallStudent {
   SmallStudent(std::vector<LossTerm> terms, const ModelConfig& config, DType compute,
-               uint64_t seed = 3);
+               uint64_t seed = 3, Communicator* communicator = nullptr);
+  std::vector<std::unique_ptr<Communicator>> alone;
   std::unique_ptr<StudentState> state;
+  std::unique_ptr<Zero2> zero2;
   std::unique_ptr<StudentModel> model;
 };
 

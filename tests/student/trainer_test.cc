@@ -21,8 +21,8 @@
 #include "model/parallel.h"
 #include "recipe/recipe.h"
 #include "student/checkpoint.h"
-#include "tests/formats/tiny_model.h"
 #include "tests/student/fakes.h"
+#include "tests/student/trainer_bench.h"
 
 namespace stillhouse {
 namespace {
@@ -31,141 +31,8 @@ using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::SizeIs;
 
-constexpr uint32_t kHidden = 64;
-constexpr uint64_t kSeed = 7;  // of the recipe below
-
-constexpr char kRecipe[] = R"(name: test
-teacher: {model: teacher, dtype: fp32}
-dataset:
-  sources: [{path: "corpus.txt"}]
-  max_tokens: 32
-capture:
-  logits: {method: sampled, draws: 50}
-cache: {directory: cache}
-output: runs
-students:
-  - name: small
-    init: {from: teacher, layers: {keep: 2, by: block_influence}}
-    dtype: bf16
-    batch: {tokens: 60, micro_batch: 40, packing: true}
-    losses:
-      - {kl: {targets: sampled}, weight: 0.9}
-      - {cross_entropy: {}, weight: 0.1}
-    optimizer: {name: adamw, lr: 5e-3, warmup: 0.2, clip: 1.0}
-    steps: 7
-    seed: 7
-    evaluate: {every: 3}
-    checkpoint: {every: 2, keep: 2}
-)";
-
-// One machine's worth of run: folders, services, and the thread that the services run on.
-class Bench {
- public:
-  explicit Bench(const std::string& recipe_text)
-      : folder_(*TempFolder::Create()), cache(loop_), run(loop_), thread_([this] { loop_.Run(); }) {
-    SetComputeThreads(1);
-    SH_CHECK_OK(WriteTinyModel(JoinPath(folder_.path(), "teacher"), {.layers = 4}));
-    const std::string recipe_path = JoinPath(folder_.path(), "recipe.yaml");
-    SH_CHECK_OK(WriteFileAtomically(recipe_path, recipe_text));
-    auto recipe = ReadRecipe(recipe_path);
-    SH_CHECK_OK(recipe);
-    auto tokenizer = OpenTokenizer(recipe->teacher.model);
-    SH_CHECK_OK(tokenizer);
-    const std::string bytes =
-        MakeTestPlanBytes({.vocabulary = static_cast<uint32_t>((*tokenizer)->size()),
-                           .tokenizer = (*tokenizer)->Fingerprint()});
-    plan = *ParsePlan(std::make_shared<const std::string>(bytes));
-    cache.objects[PlanObjectName(plan->digest())] = bytes;
-    teacher.fingerprint = Sha256Of("teacher");
-    teacher.vocabulary = plan->vocabulary();
-    teacher.hidden_size = kHidden;
-    spec.recipe_path = recipe_path;
-    spec.recipe_text = recipe_text;
-    spec.student = recipe->students.at(0).name;
-    spec.plan = plan->digest();
-    spec.teacher = teacher.fingerprint;
-    spec.run_epoch = 1;
-    spec.run_folder = RunFolder(*recipe, recipe->students.at(0), {spec.plan, spec.teacher});
-    for (const SectionSpec& section : teacher.Sections()) {
-      spec.sections.push_back(section.Canonical());
-      spec.held_out_sections.push_back(section.Canonical());
-    }
-    output = recipe->output;
-    run.retry = absl::Milliseconds(20);
-    AddObjects();
-    for (uint32_t chunk = 0; chunk < plan->chunk_count(); ++chunk) {
-      cache.AddChunk(*plan, teacher, chunk);
-      run.states[chunk] = ChunkAvailability::kDurable;
-    }
-  }
-  ~Bench() {
-    loop_.Stop();
-    thread_.join();
-  }
-
-  absl::Status Train() {
-    return TrainStudent(spec, Services{loop_, run, cache, stop},
-                        {.report_every = absl::Milliseconds(20)});
-  }
-  // As a restart by the coordinator would: another epoch, from the last committed checkpoint.
-  absl::Status TrainAgain() {
-    OnLoop([&] { spec.checkpoint = run.committed; });
-    ++spec.run_epoch;
-    stop = false;
-    return Train();
-  }
-  void OnLoop(absl::AnyInvocable<void()> call) { RunOnExecutor(loop_, std::move(call)); }
-  std::string Exported() {
-    auto bytes = ReadFile(JoinPath(output, "small/model.safetensors"));
-    return bytes.ok() ? *bytes : std::string(bytes.status().message());
-  }
-  std::string ExitKind() {
-    auto json = ReadJsonFile(JoinPath(spec.run_folder, "exit.json"), 1 << 16);
-    return json.ok() ? (*json)["kind"].get<std::string>() : std::string(json.status().message());
-  }
-
- private:
-  void AddObjects();
-  TempFolder folder_;
-  EventLoop loop_;
-
- public:
-  FakeCache cache;
-  FakeRun run;
-  std::shared_ptr<const Plan> plan;
-  TestTeacher teacher;
-  RunSpec spec;
-  std::string output;
-  std::atomic<bool> stop = false;
-
- private:
-  std::thread thread_;
-};
-
-void Bench::AddObjects() {
-  const Digest& fingerprint = teacher.fingerprint;
-  cache.objects[ArtefactObjectName(fingerprint, absl::StrCat("influence/", plan->digest().Hex()))] =
-      R"({"influence": [0.9, 0.1, 0.2, 0.8], "rows": 100})";
-  const std::string path = JoinPath(folder_.path(), "head.safetensors");
-  auto writer = SafetensorsWriter::Create(path, {{"lm_head.weight", "BF16", {320, kHidden}}});
-  SH_CHECK_OK(writer);
-  std::vector<float> values(320 * kHidden);
-  RandomStream random(3);
-  for (float& value : values) value = static_cast<float>(random.NextNormal() * 0.2);
-  SH_CHECK_OK((*writer)->AppendF32(values, "BF16"));
-  SH_CHECK_OK((*writer)->Close());
-  cache.objects[ArtefactObjectName(fingerprint, "lm_head/bf16")] = *ReadFile(path);
-}
-
-// The weights that an uninterrupted run of `recipe` exports.
-std::string UninterruptedExport(const std::string& recipe) {
-  Bench bench(recipe);
-  SH_CHECK_OK(bench.Train());
-  return bench.Exported();
-}
-
 TEST(TrainerTest, TrainsEvaluatesCheckpointsAndExports) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   const absl::Status status = bench.Train();
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_EQ(bench.ExitKind(), "finished");
@@ -209,8 +76,8 @@ TEST(TrainerTest, TrainsEvaluatesCheckpointsAndExports) {
 }
 
 TEST(TrainerTest, StartsOnTheFirstChunksAndWaitsForTheRest) {
-  Bench bench(kRecipe);
-  const std::string uninterrupted = UninterruptedExport(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
+  const std::string uninterrupted = UninterruptedExport(kTrainerRecipe);
   bench.OnLoop([&] { bench.run.states.clear(); });
   std::thread teacher([&] {
     for (uint32_t chunk = 0; chunk < bench.plan->chunk_count(); ++chunk) {
@@ -223,12 +90,12 @@ TEST(TrainerTest, StartsOnTheFirstChunksAndWaitsForTheRest) {
 }
 
 TEST(TrainerTest, AfterASignalARestartEndsWithTheSameBits) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   // The run comes as far as the data goes, then it is asked to stop.
-  const uint32_t late = bench.plan->document(EpochOrder(*bench.plan, kSeed, 0).back()).chunk;
+  const uint32_t late = bench.plan->document(EpochOrder(*bench.plan, kTrainerSeed, 0).back()).chunk;
   bench.run.states.erase(late);
   bench.run.on_report = [&](const RunReport& report) {
-    if (report.phase == "waiting" && report.step > 0) bench.stop = true;
+    if (report.phase == "waiting" && report.step > 0) bench.stops[0] = true;
   };
   const absl::Status status = bench.Train();
   EXPECT_EQ(StopOf(status), RunStop::kTerminated) << status;
@@ -240,16 +107,16 @@ TEST(TrainerTest, AfterASignalARestartEndsWithTheSameBits) {
   });
   const absl::Status again = bench.TrainAgain();
   EXPECT_TRUE(again.ok()) << again;
-  EXPECT_EQ(bench.Exported(), UninterruptedExport(kRecipe));
+  EXPECT_EQ(bench.Exported(), UninterruptedExport(kTrainerRecipe));
 }
 
 TEST(TrainerTest, AnEvaluationThatASignalInterruptedIsMadeByTheRestart) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   uint32_t held_out = 0;
   while (!bench.plan->chunk(held_out).held_out) ++held_out;
   bench.run.states.erase(held_out);  // the first evaluation, after step 3, waits for it
   bench.run.on_report = [&](const RunReport& report) {
-    if (report.phase == "waiting" && report.step > 0) bench.stop = true;
+    if (report.phase == "waiting" && report.step > 0) bench.stops[0] = true;
   };
   EXPECT_EQ(StopOf(bench.Train()), RunStop::kTerminated);
   EXPECT_THAT(bench.run.committed, testing::StartsWith("step-3."));
@@ -268,7 +135,7 @@ TEST(TrainerTest, AnEvaluationThatASignalInterruptedIsMadeByTheRestart) {
 }
 
 TEST(TrainerTest, KilledBeforeACommitItGoesBackToTheLastOneAndEndsWithTheSameBits) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   // Step 2 commits; of step 4 only the folder is there.
   bench.run.on_commit = [&] {
     if (bench.run.committed != "") bench.run.commit_status = absl::UnavailableError("gone");
@@ -281,11 +148,11 @@ TEST(TrainerTest, KilledBeforeACommitItGoesBackToTheLastOneAndEndsWithTheSameBit
   });
   const absl::Status again = bench.TrainAgain();
   EXPECT_TRUE(again.ok()) << again;
-  EXPECT_EQ(bench.Exported(), UninterruptedExport(kRecipe));
+  EXPECT_EQ(bench.Exported(), UninterruptedExport(kTrainerRecipe));
 }
 
 TEST(TrainerTest, ADamagedCheckpointIsRefusedAndTheOlderOneLeadsToTheSameBits) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   EXPECT_TRUE(bench.Train().ok());
   const std::string exported = bench.Exported();
   SH_CHECK_OK(RemoveTree(JoinPath(bench.output, "small")));
@@ -300,7 +167,7 @@ TEST(TrainerTest, ADamagedCheckpointIsRefusedAndTheOlderOneLeadsToTheSameBits) {
 }
 
 TEST(TrainerTest, WithNoReadableCheckpointItStopsAndSaysSo) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   ASSERT_TRUE(bench.Train().ok());
   const std::string exported = bench.Exported();
   SH_CHECK_OK(RemoveTree(JoinPath(bench.output, "small")));
@@ -323,7 +190,7 @@ TEST(TrainerTest, WithNoReadableCheckpointItStopsAndSaysSo) {
 }
 
 TEST(TrainerTest, APoisonedChunkCheckpointsAndStops) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   bench.OnLoop([&] {
     bench.run.states[bench.plan->training_chunk_count() - 1] = ChunkAvailability::kPoisoned;
   });
@@ -340,14 +207,14 @@ TEST(TrainerTest, APoisonedChunkCheckpointsAndStops) {
 }
 
 TEST(TrainerTest, ACancelledRunLeaves) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   bench.OnLoop([&] { bench.run.cancelled = true; });
   EXPECT_EQ(StopOf(bench.Train()), RunStop::kCancelled);
   EXPECT_EQ(bench.ExitKind(), "cancelled");
 }
 
 TEST(TrainerTest, ANewerProcessFencesThisOne) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   bench.OnLoop(
       [&] { bench.run.commit_status = absl::AbortedError("a newer process has the run"); });
   const absl::Status status = bench.Train();
@@ -357,15 +224,15 @@ TEST(TrainerTest, ANewerProcessFencesThisOne) {
 
 TEST(TrainerTest, StopsEarlyWhenNothingGetsBetter) {
   // A rate of almost nothing leaves every evaluation as it was.
-  Bench bench(absl::StrReplaceAll(
-      kRecipe, {{"lr: 5e-3", "lr: 1e-30"},
-                {"evaluate: {every: 3}", "evaluate: {every: 1, early_stop: 2}"}}));
+  TrainerBench bench(absl::StrReplaceAll(
+      kTrainerRecipe, {{"lr: 5e-3", "lr: 1e-30"},
+                       {"evaluate: {every: 3}", "evaluate: {every: 1, early_stop: 2}"}}));
   ASSERT_TRUE(bench.Train().ok());
   EXPECT_THAT(bench.run.committed, testing::StartsWith("step-3."));
 }
 
 TEST(TrainerTest, AnExportOfAnotherRunIsLeftAlone) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   SH_CHECK_OK(MakeFolders(JoinPath(bench.output, "small")));
   ASSERT_TRUE(bench.Train().ok());
   bench.OnLoop([&] {
@@ -375,7 +242,7 @@ TEST(TrainerTest, AnExportOfAnotherRunIsLeftAlone) {
 }
 
 TEST(TrainerTest, ADamagedExportIsWrittenAgainAndAWholeOneIsNot) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   ASSERT_TRUE(bench.Train().ok());
   const std::string exported = bench.Exported();
   const std::string folder = JoinPath(bench.output, "small");
@@ -404,7 +271,7 @@ TEST(TrainerTest, ADamagedExportIsWrittenAgainAndAWholeOneIsNot) {
 }
 
 TEST(TrainerTest, ANameThatAnotherRunTookMeanwhileIsNotThisRunsExport) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   // This run recorded the name and ended; then another one exported under it.
   SH_CHECK_OK(MakeFolders(bench.spec.run_folder));
   SH_CHECK_OK(WriteFileAtomically(JoinPath(bench.spec.run_folder, "export.json"),
@@ -418,7 +285,7 @@ TEST(TrainerTest, ANameThatAnotherRunTookMeanwhileIsNotThisRunsExport) {
 }
 
 TEST(TrainerTest, AnExportGoesIntoTheOutputFolderOfNow) {
-  Bench bench(kRecipe);
+  TrainerBench bench(kTrainerRecipe);
   SH_CHECK_OK(MakeFolders(bench.spec.run_folder));
   SH_CHECK_OK(WriteFileAtomically(JoinPath(bench.spec.run_folder, "export.json"),
                                   R"({"folder": "/where/it/was/before/small"})"));
@@ -435,9 +302,9 @@ TEST(TrainerTest, OtherLossesAndShapesTrainToo) {
       {"packing: true", "packing: false"},
       {"dtype: bf16", "dtype: fp32"}};
   for (const auto& [from, to] : cases) {
-    std::string recipe = absl::StrReplaceAll(kRecipe, {{from, to}});
+    std::string recipe = absl::StrReplaceAll(kTrainerRecipe, {{from, to}});
     recipe = absl::StrReplaceAll(recipe, {{"draws: 50}", "draws: 50}\n  hidden: {last: true}"}});
-    Bench bench(recipe);
+    TrainerBench bench(recipe);
     const absl::Status status = bench.Train();
     EXPECT_TRUE(status.ok()) << to << ": " << status;
   }
