@@ -17,8 +17,7 @@ BucketPlan::BucketPlan(const FlatLayout& layout, int ranks, const BucketOptions&
   };
   size_t first = 0;
   for (size_t i = 0; i < parameters.size(); ++i) {
-    const bool too_large =
-        first < i && end_of(i) - parameters[first].offset > options.elements_max;
+    const bool too_large = first < i && end_of(i) - parameters[first].offset > options.elements_max;
     if (too_large || frozen[i]) {
       if (first < i) Close({parameters[first].offset, parameters[i].offset}, first, i);
       first = frozen[i] ? i + 1 : i;

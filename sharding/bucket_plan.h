@@ -3,9 +3,9 @@
 //
 // A bucket is a run of whole parameters in the layout's order, which is the reverse order of use: a
 // backward pass completes bucket 0 first, a forward pass needs the last one first. A parameter
-// larger than a bucket is one of its own (docs/adr/0016). Every rank owns a contiguous part of every
-// bucket, so that all have the same work at every moment; a rank's shard is its parts end to end, in
-// the order of the buckets. Immutable and thread-safe.
+// larger than a bucket is one of its own (docs/adr/0016). Every rank owns a contiguous part of
+// every bucket, so that all have the same work at every moment; a rank's shard is its parts end to
+// end, in the order of the buckets. Immutable and thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@
 namespace stillhouse {
 
 struct Bucket {
-  FlatRange range;                         // of the flat buffer
+  FlatRange range;                                  // of the flat buffer
   size_t parameters_begin = 0, parameters_end = 0;  // in the layout
   // By rank, from range.begin on: multiples of kFlatAlignment, equal to within one, that cover it.
   std::vector<FlatRange> shards;

@@ -15,7 +15,7 @@
 namespace stillhouse {
 namespace {
 
-constexpr absl::string_view kMagic = "stillhouse rank exit 1\n";
+constexpr absl::string_view kMagic = "stillhouse rank exit 2\n";
 constexpr uint64_t kBytesMax = 64 << 10;
 
 std::string PathOf(const std::string& folder, int rank) {
@@ -23,19 +23,19 @@ std::string PathOf(const std::string& folder, int rank) {
 }
 
 bool TellsOfAPeer(const absl::Status& status) {
-  return absl::IsAborted(status) || absl::IsDeadlineExceeded(status);
+  return absl::IsAborted(status) || absl::IsDeadlineExceeded(status) || absl::IsUnavailable(status);
 }
 
 }  // namespace
 
-absl::Status WriteRankExit(const std::string& folder, int rank, const absl::Status& exit) {
-  const absl::string_view message = exit.message().substr(0, kBytesMax / 2);
-  return WriteFileAtomically(
-      PathOf(folder, rank),
-      absl::StrCat(kMagic, static_cast<int>(exit.code()), " ", message.size(), "\n", message));
+absl::Status WriteRankExit(const std::string& folder, int rank, const RankExit& exit) {
+  const absl::string_view message = exit.status.message().substr(0, kBytesMax / 2);
+  return WriteFileAtomically(PathOf(folder, rank),
+                             absl::StrCat(kMagic, static_cast<int>(exit.status.code()), " ",
+                                          exit.code, " ", message.size(), "\n", message));
 }
 
-absl::Status ReadRankExit(const std::string& folder, int rank, absl::Status* exit) {
+absl::StatusOr<RankExit> ReadRankExit(const std::string& folder, int rank) {
   const std::string path = PathOf(folder, rank);
   SH_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(path, kBytesMax));
   absl::string_view rest = bytes;
@@ -45,42 +45,47 @@ absl::Status ReadRankExit(const std::string& folder, int rank, absl::Status* exi
       absl::StrSplit(rest, absl::MaxSplits('\n', 1));
   if (head_and_message.size() != 2) return damaged;
   const std::vector<absl::string_view> numbers = absl::StrSplit(head_and_message[0], ' ');
-  int code = 0;
+  int status = 0;
+  RankExit exit;
   uint64_t length = 0;
-  if (numbers.size() != 2 || !absl::SimpleAtoi(numbers[0], &code) ||
-      !absl::SimpleAtoi(numbers[1], &length) || length != head_and_message[1].size() || code < 0 ||
-      code > static_cast<int>(absl::StatusCode::kUnauthenticated)) {
+  if (numbers.size() != 3 || !absl::SimpleAtoi(numbers[0], &status) ||
+      !absl::SimpleAtoi(numbers[1], &exit.code) || !absl::SimpleAtoi(numbers[2], &length) ||
+      length != head_and_message[1].size() || status < 0 ||
+      status > static_cast<int>(absl::StatusCode::kUnauthenticated) || exit.code < 0 ||
+      exit.code > 255) {
     return damaged;
   }
-  *exit = absl::Status(static_cast<absl::StatusCode>(code), head_and_message[1]);
-  return absl::OkStatus();
+  exit.status = absl::Status(static_cast<absl::StatusCode>(status), head_and_message[1]);
+  return exit;
 }
 
-absl::Status StepExit(const std::string& folder, int ranks) {
-  absl::Status own = absl::OkStatus(), of_a_peer = absl::OkStatus();
+RankExit StepExit(const std::string& folder, int ranks) {
+  RankExit own, of_a_peer;
   std::vector<int> silent;
   for (int rank = 0; rank < ranks; ++rank) {
-    absl::Status exit;
-    const absl::Status read = ReadRankExit(folder, rank, &exit);
-    if (absl::IsNotFound(read)) {
+    absl::StatusOr<RankExit> exit = ReadRankExit(folder, rank);
+    if (absl::IsNotFound(exit.status())) {
       silent.push_back(rank);
       continue;
     }
-    if (!read.ok()) exit = read;
-    absl::Status& kind = TellsOfAPeer(exit) ? of_a_peer : own;
-    if (kind.ok()) kind = Annotate(exit, absl::StrCat("rank ", rank));
+    if (!exit.ok()) exit = RankExit{exit.status(), ExitCodeFor(exit.status())};
+    RankExit& kind = TellsOfAPeer(exit->status) ? of_a_peer : own;
+    if (kind.status.ok() && !exit->status.ok()) {
+      kind = {Annotate(exit->status, absl::StrCat("rank ", rank)), exit->code};
+    }
   }
-  SH_RETURN_IF_ERROR(own);
-  SH_RETURN_IF_ERROR(of_a_peer);
-  if (silent.empty()) return absl::OkStatus();
-  return absl::UnavailableError(
+  if (!own.status.ok()) return own;
+  if (!of_a_peer.status.ok()) return of_a_peer;
+  if (silent.empty()) return own;
+  const absl::Status gone = absl::UnavailableError(
       absl::StrCat("rank ", absl::StrJoin(silent, ", "), " ended without a word"));
+  return {gone, ExitCodeFor(gone)};
 }
 
-void LeaveWithRankExit(const std::string& folder, int rank, const absl::Status& exit) {
+void LeaveWithRankExit(const std::string& folder, int rank, const RankExit& exit) {
   const absl::Status written = WriteRankExit(folder, rank, exit);
   if (!written.ok()) LogError(written.ToString());
-  _exit(ExitCodeFor(exit));
+  _exit(exit.code);
 }
 
 }  // namespace stillhouse

@@ -7,24 +7,29 @@
 
 #include <string>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
 
 namespace stillhouse {
 
+struct RankExit {
+  absl::Status status;
+  int code = 0;  // that the process would have left with, had its launcher passed that on
+};
+
 // Into `folder`, which is one step's alone. OK is written too: it tells a rank that ended from one
 // that was killed.
-absl::Status WriteRankExit(const std::string& folder, int rank, const absl::Status& exit);
+absl::Status WriteRankExit(const std::string& folder, int rank, const RankExit& exit);
 
 // What a rank wrote. NotFound when it wrote nothing, DataLoss when the file is no such file.
-absl::Status ReadRankExit(const std::string& folder, int rank, absl::Status* exit);
+absl::StatusOr<RankExit> ReadRankExit(const std::string& folder, int rank);
 
 // The end of the step: OK when every rank wrote that. Otherwise the error that explains most, with
 // its rank: one that is of a rank's own doing before those that tell of a peer (Aborted,
-// DeadlineExceeded), and these before Unavailable for the ranks that left no word.
-absl::Status StepExit(const std::string& folder, int ranks);
+// DeadlineExceeded, Unavailable), and these before Unavailable for the ranks that left no word.
+RankExit StepExit(const std::string& folder, int ranks);
 
-// For a main whose communicator is dead: writes the exit and leaves at once with
-// ExitCodeFor(exit), running nothing that could wait for a peer.
-[[noreturn]] void LeaveWithRankExit(const std::string& folder, int rank, const absl::Status& exit);
+// For a main whose communicator is dead: writes the exit and leaves at once with its code, running
+// nothing that could wait for a peer.
+[[noreturn]] void LeaveWithRankExit(const std::string& folder, int rank, const RankExit& exit);
 
 }  // namespace stillhouse

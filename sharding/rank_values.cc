@@ -53,10 +53,10 @@ absl::Status SumOverRanks(Communicator& communicator, absl::Span<double> values)
   const auto room = std::make_shared<Room>();
   room->mine.assign(values.begin(), values.end());
   room->all.resize(ranks * n);
-  Communicator::Pending gather = communicator.AllGather(
-      {room->mine.data(), n, DType::kI64},
-      PartsOf(std::vector<int64_t>(ranks, static_cast<int64_t>(n))),
-      {room->all.data(), room->all.size(), DType::kI64});
+  Communicator::Pending gather =
+      communicator.AllGather({room->mine.data(), n, DType::kI64},
+                             PartsOf(std::vector<int64_t>(ranks, static_cast<int64_t>(n))),
+                             {room->all.data(), room->all.size(), DType::kI64});
   const absl::Status gathered = gather.ok() ? (*gather)->Wait() : gather.status();
   if (!gathered.ok()) {
     KeepForever(room);

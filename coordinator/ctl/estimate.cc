@@ -18,8 +18,10 @@ namespace {
 
 constexpr uint64_t kProcessBytes = 400ull
                                    << 20;  // libraries, threads, buffers of any torch process
-constexpr uint64_t kHeadChunkRows = 512;   // logits exist for so many rows at a time
-constexpr double kTrainPerForward = 3;     // backward is two forwards
+constexpr uint64_t kBucketBytes =
+    3ull * (25 << 20);                    // under way and begun, but for the embedding's
+constexpr uint64_t kHeadChunkRows = 512;  // logits exist for so many rows at a time
+constexpr double kTrainPerForward = 3;    // backward is two forwards
 
 // Of one part besides its payload: keys, header, checksum, index entry.
 constexpr uint64_t kPartOverheadMax = 160;
@@ -155,13 +157,19 @@ StudentEstimate EstimateStudent(const Recipe& recipe, const StudentRecipe& stude
   if (plan.training_rows > 0) {
     estimate.epochs = static_cast<double>(estimate.rows) / static_cast<double>(plan.training_rows);
   }
-  // Weights and their gradients, fp32 masters where the weights are not, two moments.
-  const uint64_t per_parameter = (student.dtype == "fp32" ? 4 : 2 + 4) + 4 + 8;
+  // Of each rank the weights; of all together gradients, masters and two moments (one fp32 rank
+  // reads its masters), and for each of several some buckets (sharding/zero2.h).
+  const auto ranks = static_cast<uint64_t>(student.ranks);
+  const uint64_t weight_bytes = student.dtype == "fp32" && ranks == 1 ? 0 : value_bytes;
+  const uint64_t state_bytes = estimate.parameters * (ranks * weight_bytes + 16);
+  const uint64_t bucket_bytes =
+      ranks == 1 ? 0 : kBucketBytes + 4ull * config.vocab_size * config.hidden_size;
   const double activations = ActivationBytes(config, value_bytes) * config.layers *
                              static_cast<double>(student.micro_batch);
   const uint64_t rows_at_once = std::min<uint64_t>(kHeadChunkRows, student.micro_batch);
-  estimate.memory_bytes = kProcessBytes + estimate.parameters * per_parameter +
-                          Rounded(activations) + 3 * rows_at_once * config.vocab_size * 4;
+  estimate.memory_bytes =
+      state_bytes + ranks * (kProcessBytes + Rounded(activations) + bucket_bytes +
+                             3 * rows_at_once * config.vocab_size * 4);
   estimate.export_bytes = estimate.parameters * value_bytes;
   // fp32 masters and two moments each. One more than are kept is there while it is written.
   const int64_t written =
@@ -239,6 +247,19 @@ absl::Status CheckCacheRoom(const Recipe& recipe, const ModelConfig& teacher, co
                    " for what is held out and ", at_a_time, " chunks at a time, more than the ",
                    numbers(allowed),
                    " allowed; raise it, or lower dataset.chunk_tokens or dataset.shuffle_window"));
+}
+
+absl::Status CheckRanks(const Recipe& recipe, const Plan& plan) {
+  const uint32_t documents = plan.training_chunk_count() == plan.chunk_count()
+                                 ? plan.document_count()
+                                 : plan.chunk(plan.training_chunk_count()).begin;
+  for (size_t i = 0; i < recipe.students.size(); ++i) {
+    if (recipe.students[i].ranks <= static_cast<int64_t>(documents)) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(recipe.path, ": students[", i, "].ranks: ", recipe.students[i].ranks,
+                     " ranks, but the plan has only ", documents, " documents to train on"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckAgainstTeacher(const Recipe& recipe, const ModelConfig& teacher) {

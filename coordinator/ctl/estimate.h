@@ -61,7 +61,7 @@ struct StudentEstimate {
   uint64_t parameters = 0;
   uint64_t rows = 0;  // over all steps
   double epochs = 0;
-  uint64_t memory_bytes = 0;  // of its one rank
+  uint64_t memory_bytes = 0;  // of all its ranks
   uint64_t export_bytes = 0;
   uint64_t checkpoint_bytes = 0;  // of all that are there at once
   double seconds = 0;
@@ -77,6 +77,9 @@ uint64_t ChunkBytesMax(const std::vector<SectionSpec>& sections, const Plan& pla
 absl::Status CheckCacheRoom(const Recipe& recipe, const ModelConfig& teacher, const Plan& plan,
                             const std::vector<SectionSpec>& sections,
                             const std::vector<SectionSpec>& held_out_sections);
+
+// InvalidArgument for a student with more ranks than the plan has training documents.
+absl::Status CheckRanks(const Recipe& recipe, const Plan& plan);
 
 // InvalidArgument, naming the key, where the recipe asks of the teacher what it does not have:
 // layers, positions.

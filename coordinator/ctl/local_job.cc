@@ -8,6 +8,7 @@
 
 #include "common/log.h"
 #include "common/status.h"
+#include "coordinator/ctl/estimate.h"
 #include "coordinator/ctl/job_views.h"
 #include "proto/admin.pb.h"
 #include "transport/ipc_address.h"
@@ -35,6 +36,8 @@ const std::vector<int> kServerFinalCodes = {kExitUsage,        kExitNotFound, kE
 const std::vector<int> kWorkerFinalCodes = {kExitUsage, kExitDoNotRequeue, 127};
 const std::vector<int> kStudentFinalCodes = {kExitUsage, kExitCorrupt, kExitDoNotRequeue, 127};
 
+constexpr char kLauncher[] = "rank_launcher";  // there in a build with MPI
+
 std::string TeacherName(int number) { return absl::StrCat("teacher-", number); }
 
 }  // namespace
@@ -47,6 +50,15 @@ absl::StatusOr<std::unique_ptr<LocalJob>> LocalJob::Create(std::shared_ptr<const
     if (access(path.c_str(), X_OK) != 0) {
       return absl::NotFoundError(absl::StrCat(path, " is not there: this build is not complete"));
     }
+  }
+  for (const StudentRecipe& student : job->recipe.students) {
+    if (student.ranks == 1 || access(JoinPath(options.programs, kLauncher).c_str(), X_OK) == 0) {
+      continue;
+    }
+    return absl::UnimplementedError(
+        absl::StrCat("student ", student.name, " has ", student.ranks,
+                     " ranks, and this build has no MPI: install libopenmpi-dev and build again, "
+                     "or write \"ranks: 1\""));
   }
   SH_RETURN_IF_ERROR(MakeFolders(JoinPath(options.state_folder, "logs"), 0700));
   SH_ASSIGN_OR_RETURN(TempFolder sockets, TempFolder::Create());
@@ -62,8 +74,9 @@ LocalJob::LocalJob(std::shared_ptr<const PreparedJob> job, const LocalOptions& o
       signals_(loop_, [this](int signal) { OnSignal(signal); }),
       printer_(options.progress) {
   for (const StudentRecipe& student : job_->recipe.students) {
-    students_.push_back(
-        {.run = RunName(job_->recipe, student), .child = "student-" + student.name});
+    students_.push_back({.run = RunName(job_->recipe, student),
+                         .child = "student-" + student.name,
+                         .ranks = static_cast<int>(student.ranks)});
   }
 }
 
@@ -273,11 +286,16 @@ void LocalJob::StartStudent(Student& student) {
   ChildSpec spec;
   spec.name = student.child;
   spec.log_path = LogOf(spec.name);
-  spec.argv = {Program("student_trainer"), "--coordinator",
-               CoordinatorFilePath(options_.state_folder), "--run", student.run};
-  if (options_.threads > 0) {
-    spec.argv.insert(spec.argv.end(), {"--threads", absl::StrCat(options_.threads)});
+  int threads = options_.threads;
+  if (student.ranks > 1) {
+    spec.argv = {Program(kLauncher), "--ranks", absl::StrCat(student.ranks), "--"};
+    if (threads == 0) threads = ThisMachine().cores;
+    threads = std::max(1, threads / student.ranks);
   }
+  spec.argv.insert(spec.argv.end(),
+                   {Program("student_trainer"), "--coordinator",
+                    CoordinatorFilePath(options_.state_folder), "--run", student.run});
+  if (threads > 0) spec.argv.insert(spec.argv.end(), {"--threads", absl::StrCat(threads)});
   spec.final_codes = kStudentFinalCodes;
   supervisor_.Start(std::move(spec),
                     {.ready = nullptr,

@@ -31,7 +31,7 @@ namespace stillhouse {
 struct LocalOptions {
   int parallel = 1;          // students at a time
   int workers = 1;           // teacher workers
-  int threads = 0;           // of each teacher worker and student; 0: each decides
+  int threads = 0;           // of each teacher worker and student (all its ranks); 0: all cores
   std::string state_folder;  // locked by the caller
   std::string programs;      // folder of the sibling programs
   ProgressPrinter::Options progress;
@@ -57,6 +57,7 @@ class LocalJob {
 
   struct Student {
     std::string run, child;
+    int ranks = 1;
     bool started = false, over = false;
     std::string problem;
     bool unreadable = false;

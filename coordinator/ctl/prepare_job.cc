@@ -190,6 +190,7 @@ absl::StatusOr<std::shared_ptr<const PreparedJob>> PrepareJob(const Recipe& reci
   job->held_out_sections = HeldOutSections(teacher.config);
   SH_RETURN_IF_ERROR(
       CheckCacheRoom(recipe, teacher.config, plan, job->sections, job->held_out_sections));
+  SH_RETURN_IF_ERROR(CheckRanks(recipe, plan));
   const auto& students = recipe.students;
   if (std::any_of(students.begin(), students.end(),
                   [](const StudentRecipe& student) { return student.init.keep.has_value(); })) {

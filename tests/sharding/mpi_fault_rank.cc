@@ -69,8 +69,9 @@ int Run(int argc, char** argv) {
   const std::string folder = argv[2];
   const absl::Status status =
       Step(argv[1], folder, **world, absl::Milliseconds(std::atoi(argv[3])));
-  if (!status.ok()) LeaveWithRankExit(folder, (*world)->rank(), status);
-  const absl::Status written = WriteRankExit(folder, (*world)->rank(), status);
+  const RankExit exit{status, ExitCodeFor(status)};
+  if (!status.ok()) LeaveWithRankExit(folder, (*world)->rank(), exit);
+  const absl::Status written = WriteRankExit(folder, (*world)->rank(), exit);
   return written.ok() ? 0 : 1;
 }
 

@@ -56,7 +56,7 @@ Outcome RunStep(const std::string& fault, int ranks, int deadline_ms) {
   SH_CHECK(waitpid(pid, &status, 0) == pid);
   Outcome outcome;
   outcome.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-  outcome.exit = StepExit(folder->path(), ranks);
+  outcome.exit = StepExit(folder->path(), ranks).status;
   outcome.output = ReadFile(log).value_or("");
   const auto elapsed = ReadFile(JoinPath(folder->path(), "elapsed"));
   if (elapsed.ok()) SH_CHECK(absl::SimpleAtoi(*elapsed, &outcome.waited_ms));

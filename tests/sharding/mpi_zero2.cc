@@ -29,7 +29,8 @@ void TrainAndCompare(Training training) {
   const std::vector<Trained> threads = TrainOnThreads(training);
   const std::vector<double>& norms = threads[world->rank()].norms;
   for (size_t i = 0; i < norms.size(); ++i) {
-    EXPECT_TRUE(trained->norms[i] == norms[i] || (std::isnan(trained->norms[i]) && std::isnan(norms[i])));
+    EXPECT_TRUE(trained->norms[i] == norms[i] ||
+                (std::isnan(trained->norms[i]) && std::isnan(norms[i])));
   }
   EXPECT_EQ(trained->masters, threads[world->rank()].masters);
 }

@@ -204,7 +204,10 @@ TEST(Zero2Test, ABucketIsReducedAsSoonAsItsLastGradientIsReady) {
     const size_t n = plan.ShardSize(communicator.rank());
     FlatBuffer<float> masters(n), first(n), second(n), gradients(n), weights(layout.size());
     Zero2 zero2(plan, communicator,
-                {masters.span(), first.span(), second.span(), gradients.span(),
+                {masters.span(),
+                 first.span(),
+                 second.span(),
+                 gradients.span(),
                  {weights.data(), weights.size(), DType::kF32}});
     zero2.BeginStep();
     zero2.BeginMicroBatch();

@@ -82,7 +82,7 @@ std::vector<float> AsFloats(const TensorView& view) {
 }  // namespace
 
 std::vector<std::pair<std::string, size_t>> OddParameters() {
-  return {{"a", 97},  {"b", 1},  {"c", 1009}, {"d", 31}, {"e", 7919},
+  return {{"a", 97},  {"b", 1},  {"c", 1009}, {"d", 31},  {"e", 7919},
           {"f", 640}, {"g", 33}, {"h", 1},    {"i", 2000}};
 }
 
@@ -194,7 +194,8 @@ std::vector<float> PlainMasters(const Training& training) {
         sum[i] = micro == 0 || (alone && i >= tied) ? round[i] : sum[i] + round[i];
       }
     }
-    if (std::any_of(sum.begin(), sum.end(), [](float value) { return std::isnan(value); })) continue;
+    if (std::any_of(sum.begin(), sum.end(), [](float value) { return std::isnan(value); }))
+      continue;
     const AdamWScalars scalars = AdamWScalarsFor(kAdamW, ++updates, kLearningRate, 1.0);
     for (size_t p = 0; p < training.parameters.size(); ++p) {
       if (std::count(training.frozen.begin(), training.frozen.end(), p) > 0) continue;

@@ -1,5 +1,5 @@
-// A made-up training for tests of Zero2: gradients are pure functions of step, rank, micro-batch and
-// place, so that every rank can work out what all of them must come to.
+// A made-up training for tests of Zero2: gradients are pure functions of step, rank, micro-batch
+// and place, so that every rank can work out what all of them must come to.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Training {
   DType weights = DType::kF32;
   int steps = 3;
   double clip = 0;
-  bool tied = false;     // the last parameter is begun first, and gets two contributions
+  bool tied = false;      // the last parameter is begun first, and gets two contributions
   bool shuffled = false;  // every rank completes its gradients in an order of its own
   // That rank's first gradient of that step is not a number; -1: none.
   int nan_rank = -1, nan_step = 1;

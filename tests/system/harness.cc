@@ -36,7 +36,12 @@ std::string SomeText(int number) {
   return text;
 }
 
-std::string Student(int number, int steps) {
+std::string Student(int number, const Workplace::Options& options) {
+  std::string more;
+  if (options.ranks > 1) absl::StrAppend(&more, "    ranks: ", options.ranks, "\n");
+  if (options.checkpoint_every > 0) {
+    absl::StrAppend(&more, "    checkpoint: {every: ", options.checkpoint_every, ", keep: 2}\n");
+  }
   return absl::StrCat("  - name: s", number,
                       "\n"
                       "    init: {from: teacher, layers: [",
@@ -49,9 +54,10 @@ std::string Student(int number, int steps) {
                       "      - {cross_entropy: {}, weight: 0.1}\n"
                       "    optimizer: {name: adamw, lr: 1e-3}\n"
                       "    steps: ",
-                      steps,
+                      options.steps,
                       "\n"
-                      "    seed: 7\n");
+                      "    seed: 7\n",
+                      more);
 }
 
 }  // namespace
@@ -131,7 +137,7 @@ Workplace::Workplace(const Options& options) : folder_(*TempFolder::Create("stil
       "cache: {directory: cache}\n"
       "output: runs\n"
       "students:\n";
-  for (int i = 0; i < options.students; ++i) recipe += Student(i, options.steps);
+  for (int i = 0; i < options.students; ++i) recipe += Student(i, options);
   SH_CHECK_OK(WriteFileAtomically(Path("recipe.yaml"), recipe));
   for (char** variable = environ; *variable != nullptr; ++variable) {
     if (!absl::StartsWith(*variable, "XDG_")) environment_.emplace_back(*variable);
@@ -256,7 +262,15 @@ std::vector<pid_t> ChildrenOf(pid_t parent, const std::string& program) {
     if (fields.size() < 2 || fields[1] != absl::StrCat(parent)) continue;
     std::error_code error;
     const auto exe = std::filesystem::read_symlink(absl::StrCat("/proc/", name, "/exe"), error);
-    if (!error && exe.filename() == program) found.push_back(pid);
+    if (program.empty() || (!error && exe.filename() == program)) found.push_back(pid);
+  }
+  return found;
+}
+
+std::vector<pid_t> DescendantsOf(pid_t ancestor, const std::string& program) {
+  std::vector<pid_t> found = ChildrenOf(ancestor, program);
+  for (const pid_t child : ChildrenOf(ancestor, "")) {
+    for (const pid_t below : DescendantsOf(child, program)) found.push_back(below);
   }
   return found;
 }

@@ -48,6 +48,8 @@ class Workplace {
     int texts = 24;
     int students = 2;
     int steps = 4;
+    int ranks = 1;             // of each student
+    int checkpoint_every = 0;  // steps; 0: at the end only
   };
   explicit Workplace(const Options& options);
   // Stops the test with all logs if a file "keep" is asked for by SH_KEEP_WORKPLACE in the
@@ -89,7 +91,9 @@ bool WaitUntil(Running& running, const std::function<bool()>& probe,
 // False also for one that has ended and that nobody has waited for yet.
 bool IsAlive(pid_t pid);
 
-// Processes whose parent is `parent` and whose program has this name.
+// Processes whose parent is `parent` and whose program has this name, or any where it is empty.
 std::vector<pid_t> ChildrenOf(pid_t parent, const std::string& program);
+// Those below it at any depth.
+std::vector<pid_t> DescendantsOf(pid_t ancestor, const std::string& program);
 
 }  // namespace stillhouse

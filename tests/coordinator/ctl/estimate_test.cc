@@ -73,6 +73,12 @@ TEST(EstimateTest, StudentOfAKnownTeacherComesNearWhatWasMeasured) {
   // 18 bytes for each parameter, and then activations and a process
   EXPECT_GT(estimate.memory_bytes, estimate.parameters * 18);
   EXPECT_LT(estimate.memory_bytes, 5ull << 30);
+  // A second rank takes weights, activations and buckets; the rest of the state is shared.
+  StudentRecipe two = recipe.students[0];
+  two.ranks = 2;
+  const uint64_t both = EstimateStudent(recipe, two, SmolLm2(), kHandbook, kTwoCores).memory_bytes;
+  EXPECT_GT(both, estimate.memory_bytes + estimate.parameters * 2);
+  EXPECT_LT(both, 2 * estimate.memory_bytes);
   EXPECT_EQ(estimate.checkpoint_bytes, estimate.parameters * 12) << "only the last one is written";
   // 630 tokens a second for 11 layers were measured with autograd, 1,900 with everything by hand.
   EXPECT_GT(estimate.seconds, estimate.rows / 1900.0);
