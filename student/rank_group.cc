@@ -79,7 +79,8 @@ absl::StatusOr<std::string> RankGroup::FromLeader(const absl::StatusOr<std::stri
 }
 
 absl::Status RankGroup::FromLeader(const absl::Status& of_leader) {
-  if (leads() && !of_leader.ok()) return FromLeader(absl::StatusOr<std::string>(of_leader)).status();
+  if (leads() && !of_leader.ok())
+    return FromLeader(absl::StatusOr<std::string>(of_leader)).status();
   return FromLeader(absl::StatusOr<std::string>(std::string())).status();
 }
 

@@ -1,9 +1,9 @@
 // RankGroup: how the ranks of a run come to the same decisions at the same place.
 //
 // Every rank calls the same functions in the same order. An error that any rank brings is returned
-// on all of them (the lowest rank's, if there are several): all leave the same way, at the same step,
-// and may still do things together, such as saving. Where the communicator itself fails, a rank is
-// lost (RunStop kRankLost) and nothing can be done together any more.
+// on all of them (the lowest rank's, if there are several): all leave the same way, at the same
+// step, and may still do things together, such as saving. Where the communicator itself fails, a
+// rank is lost (RunStop kRankLost) and nothing can be done together any more.
 //
 // Owner: the run. Threads: one at a time, that of the communicator. With one rank nothing is sent.
 // Waits for the other ranks have no deadline: one of them may be waiting for a teacher.

@@ -12,10 +12,10 @@
 
 namespace stillhouse {
 
-// Takes `count` documents from the loader, which may be none; called by all ranks. Returns once each
-// has its own, however long that takes, or with the error that one of them has: its loader's, or what
-// its `check` says. Ranks that wait for data look at one another every few milliseconds. REQUIRES:
-// not on the executor's thread, where the loader lives.
+// Takes `count` documents from the loader, which may be none; called by all ranks. Returns once
+// each has its own, however long that takes, or with the error that one of them has: its loader's,
+// or what its `check` says. Ranks that wait for data look at one another every few milliseconds.
+// REQUIRES: not on the executor's thread, where the loader lives.
 absl::StatusOr<std::vector<DocumentTargets>> TakeTogether(RankGroup& group, Executor& executor,
                                                           Prefetcher& loader, size_t count,
                                                           absl::FunctionRef<absl::Status()> check);

@@ -48,7 +48,8 @@ class ShardFile {
 
   const std::vector<ShardPiece>& pieces() const { return pieces_; }
   bool Overlaps(const StudentState& state) const;
-  absl::Status Verify() const;  // DataLoss, naming the file, unless its hash is that of the manifest
+  absl::Status Verify()
+      const;  // DataLoss, naming the file, unless its hash is that of the manifest
   void CopyInto(StudentState& state) const;  // what the two have in common
 
  private:

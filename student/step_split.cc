@@ -31,9 +31,8 @@ std::vector<DocumentGroup> MicroBatchesOf(const Plan& plan, absl::Span<const uin
     next = group.end;
     const bool counts =
         std::any_of(documents.begin() + static_cast<ptrdiff_t>(group.begin),
-                    documents.begin() + static_cast<ptrdiff_t>(group.end), [&](uint32_t document) {
-                      return CountedRows(plan.document(document)) > 0;
-                    });
+                    documents.begin() + static_cast<ptrdiff_t>(group.end),
+                    [&](uint32_t document) { return CountedRows(plan.document(document)) > 0; });
     if (counts) groups.push_back(group);
   }
   return groups;

@@ -19,8 +19,8 @@ std::vector<std::vector<uint32_t>> DealDocuments(const Plan& plan,
 struct DocumentGroup {
   size_t begin = 0, end = 0;
 };
-// The micro-batches of one rank, as GroupDocuments (packing.h) makes them, without those in which no
-// label counts: they have no gradient.
+// The micro-batches of one rank, as GroupDocuments (packing.h) makes them, without those in which
+// no label counts: they have no gradient.
 std::vector<DocumentGroup> MicroBatchesOf(const Plan& plan, absl::Span<const uint32_t> documents,
                                           uint64_t micro_rows, bool packed);
 

@@ -8,15 +8,16 @@ def find(entries, name, what):
     raise SystemExit(f"quickstart: coordinatorctl knows no {what} {name}")
 
 
-def student_row(run):
+def student_row(run, ranks):
     """One student: what it is, what it reached on the held-out documents, and what it cost."""
     final = run["final"]
     if run["state"] != "finished" or final is None:
         raise SystemExit(f"quickstart: {run['name']} is {run['state']}, not finished")
+    name = run["name"].rsplit("/", 1)[-1]
     return {
-        "name": run["name"].rsplit("/", 1)[-1],
+        "name": name,
         "params": run["params"],
-        "ranks": 1,
+        "ranks": ranks[name],
         "steps": run["steps"],
         "perplexity": final["perplexity"],
         "kl_to_teacher": final["kl_to_teacher"],
@@ -28,11 +29,14 @@ def student_row(run):
     }
 
 
-def make(result, cache, model, job, control, seconds):
-    """report.json as a dict, from the JSON of `coordinatorctl local`, `cache du` and `modelctl inspect`."""
+def make(result, cache, model, job, control, ranks, seconds):
+    """report.json as a dict, from the JSON of `coordinatorctl local`, `cache du` and `modelctl inspect`.
+
+    `ranks`: of each student.
+    """
     status = find(result["jobs"], job, "job")
     runs = [run for run in result["runs"] if run["name"].split("/")[1] == job.split("/")[1]]
-    rows = [student_row(run) for run in runs]
+    rows = [student_row(run, ranks) for run in runs]
     phases = {"capture": status["capture_seconds"]}
     phases.update({f"student {row['name']}": row["seconds"] for row in rows})
     phases["everything"] = seconds
@@ -67,12 +71,14 @@ def cache_sizes(du):
 def table(report):
     """The report for people."""
     teacher, capture, cache = report["teacher"], report["capture"], report["cache"]
-    header = ("", "parameters", "steps", "perplexity", "KL to teacher", "agreement", "seconds", "teacher tokens")
-    lines = [header, ("teacher", f"{teacher['params'] / 1e6:.1f} M", "", f"{teacher['perplexity']:.1f}", "0", "100 %",
-                      f"{capture['seconds']:.0f}", f"{capture['teacher_forward_tokens']:,}")]
+    header = ("", "parameters", "ranks", "steps", "perplexity", "KL to teacher", "agreement", "seconds",
+              "teacher tokens")
+    lines = [header, ("teacher", f"{teacher['params'] / 1e6:.1f} M", "", "", f"{teacher['perplexity']:.1f}", "0",
+                      "100 %", f"{capture['seconds']:.0f}", f"{capture['teacher_forward_tokens']:,}")]
     for row in report["students"] + [report["control"]]:
         lines.append((
-            row["name"], f"{row['params'] / 1e6:.1f} M", str(row["steps"]), f"{row['perplexity']:.1f}",
+            row["name"], f"{row['params'] / 1e6:.1f} M", str(row["ranks"]), str(row["steps"]),
+            f"{row['perplexity']:.1f}",
             f"{row['kl_to_teacher']:.3f} ± {row['kl_se']:.3f}",
             f"{100 * row['agreement']:.1f} ± {100 * row['agreement_se']:.1f} %", f"{row['seconds']:.0f}",
             f"{row['teacher_forward_tokens']:,}"))

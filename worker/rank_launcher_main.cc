@@ -3,10 +3,10 @@
 //   rank_launcher --ranks N [--] PROGRAM ARGUMENT...
 //
 // Each rank is PROGRAM ARGUMENT... --ranks N --exits FOLDER, under mpirun; where mpirun would lose
-// how a rank ended, it says so in a file of FOLDER (sharding/rank_exit.h). The first SIGTERM, SIGINT
-// or SIGUSR2 reaches the ranks as SIGUSR2, which mpirun passes on, so that they can save (SIGTERM
-// would make mpirun kill them within a second); the second one ends them all. The ranks die with
-// mpirun, and mpirun with this process.
+// how a rank ended, it says so in a file of FOLDER (sharding/rank_exit.h). The first SIGTERM,
+// SIGINT or SIGUSR2 reaches the ranks as SIGUSR2, which mpirun passes on, so that they can save
+// (SIGTERM would make mpirun kill them within a second); the second one ends them all. The ranks
+// die with mpirun, and mpirun with this process.
 //
 // Exit codes: 2 the command line is wrong, 3 there is no mpirun, else what the ranks say.
 #include <errno.h>
@@ -95,7 +95,8 @@ absl::StatusOr<RankExit> Launch(const Flags& flags) {
   const std::vector<std::string> mpirun = absl::StrSplit(SH_MPIRUN, '|');
   if (access(mpirun[0].c_str(), X_OK) != 0) {
     return absl::NotFoundError(
-        absl::StrCat(mpirun[0], " is not there: install the MPI that this was built with "
+        absl::StrCat(mpirun[0],
+                     " is not there: install the MPI that this was built with "
                      "(openmpi-bin), or build again"));
   }
   // OpenMPI asks root for both; containers run as root.

@@ -1,5 +1,6 @@
 // How a student makes gradients: packed as unpacked, document by document, and against differences.
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 
@@ -147,6 +148,58 @@ TEST_P(GradientTest, PointsWhereTheLossGrows) {
     std::copy(before.begin(), before.end(), values);
     const double slope = (losses[0] - losses[1]) / (2 * step);
     EXPECT_NEAR(slope, squares, squares * 0.01) << parameter.name;
+  }
+}
+
+// Passes everything on, and notes in which order parameters are begun and ready.
+class Recorder final : public GradientSink {
+ public:
+  explicit Recorder(Zero2& below) : below_(below) {}
+  absl::StatusOr<GradientPlace> Begin(size_t parameter) override {
+    begun.push_back(parameter);
+    return below_.Begin(parameter);
+  }
+  absl::Status Ready(size_t parameter) override {
+    ready.push_back(parameter);
+    begun_before_ready.push_back(begun.size());
+    return below_.Ready(parameter);
+  }
+  absl::Status AwaitWeights(size_t parameter) override {
+    EXPECT_TRUE(begun.empty());
+    awaited.push_back(parameter);
+    return below_.AwaitWeights(parameter);
+  }
+  std::vector<size_t> begun, ready, begun_before_ready, awaited;
+
+ private:
+  Zero2& below_;
+};
+
+TEST_P(GradientTest, EachGradientIsReadyAsSoonAsItIsMade) {
+  const auto plan = MakeTestPlan({});
+  const std::vector<LossTerm> terms = AllTerms();
+  SmallStudent student(terms, ConfigOf(GetParam()), DType::kF32);
+  const MicroBatch batch = MakeMicroBatch(*plan, SomeDocuments(*plan, 3), true);
+  student.zero2->BeginStep();
+  student.zero2->BeginMicroBatch();
+  Recorder recorder(*student.zero2);
+  std::vector<std::vector<float>> values;
+  ASSERT_TRUE(student.model->AddGradients(batch, {0.1, 0.1, 0.1}, recorder, &values).ok());
+  ASSERT_TRUE(student.zero2->EndMicroBatch().ok());
+  const std::vector<FlatParameter>& parameters = student.state->layout.parameters();
+  EXPECT_EQ(recorder.awaited.size(), parameters.size());
+  std::vector<size_t> sorted = recorder.ready;
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<size_t> all(parameters.size());
+  std::iota(all.begin(), all.end(), size_t{0});
+  EXPECT_EQ(sorted, all);
+  EXPECT_EQ(recorder.ready.back(), parameters.size() - 1);  // the embedding, tied or not
+  // While the first layer's gradients are not begun yet, the second layer's are ready.
+  for (size_t i = 0; i < recorder.ready.size(); ++i) {
+    const bool second = parameters[recorder.ready[i]].name.find("layers.1.") != std::string::npos;
+    for (size_t j = 0; second && j < recorder.begun_before_ready[i]; ++j) {
+      EXPECT_EQ(parameters[recorder.begun[j]].name.find("layers.0."), std::string::npos);
+    }
   }
 }
 

@@ -16,15 +16,16 @@ TEST(RankGroupTest, AnErrorOfOneIsTheErrorOfAllWithItsReason) {
     RankGroup group(&communicator);
     EXPECT_TRUE(group.Agree(absl::OkStatus()).ok());
     const bool mine = group.rank() == 2;
-    const absl::Status agreed =
-        group.Agree(mine ? StopStatus(RunStop::kPoisoned, "chunk 7: two\nlines") : absl::OkStatus());
+    const absl::Status agreed = group.Agree(
+        mine ? StopStatus(RunStop::kPoisoned, "chunk 7: two\nlines") : absl::OkStatus());
     EXPECT_EQ(StopOf(agreed), RunStop::kPoisoned);
     EXPECT_EQ(agreed.code(), absl::StatusCode::kFailedPrecondition);
     EXPECT_THAT(std::string(agreed.message()), HasSubstr("chunk 7: two\nlines"));
     EXPECT_TRUE(group.HasAgreedOn(agreed));
     EXPECT_FALSE(group.HasAgreedOn(absl::InternalError("of my own")));
     // The lowest rank's, of several.
-    const absl::Status several = group.Agree(absl::InternalError(std::string(1, 'a' + group.rank())));
+    const absl::Status several =
+        group.Agree(absl::InternalError(std::string(1, 'a' + group.rank())));
     EXPECT_EQ(several.message(), "a");
     EXPECT_TRUE(absl::IsInternal(several));
     EXPECT_TRUE(group.Agree(absl::OkStatus()).ok());
@@ -53,8 +54,8 @@ TEST(RankGroupTest, AllAreReadyOnlyWhenEachIs) {
     RankGroup group(&communicator);
     EXPECT_EQ(*group.AllReady(group.leads()), false);
     EXPECT_EQ(*group.AllReady(true), true);
-    const auto stopped = group.AllReady(
-        group.leads() ? absl::StatusOr<bool>(true) : StopStatus(RunStop::kTerminated, "asked"));
+    const auto stopped = group.AllReady(group.leads() ? absl::StatusOr<bool>(true)
+                                                      : StopStatus(RunStop::kTerminated, "asked"));
     EXPECT_EQ(StopOf(stopped.status()), RunStop::kTerminated);
   });
 }

@@ -138,9 +138,7 @@ TEST(StepperTest, SeveralRanksTrainAsOne) {
 TEST(StepperTest, AStepThatIsNotFiniteOnOneRankIsSkippedOnAll) {
   for (const int ranks : {1, 2, 3}) {
     std::vector<Trained> trained = Train(
-        {.ranks = ranks,
-         .steps = 4,
-         .before = [&](SmallStudent& student, int rank, uint64_t step) {
+        {.ranks = ranks, .steps = 4, .before = [&](SmallStudent& student, int rank, uint64_t step) {
            // What one rank reads; the masters, from which an update makes it anew, stay whole.
            if (rank != ranks - 1 || (step != 2 && step != 3)) return;
            ASSERT_TRUE(student.zero2->AwaitAllWeights().ok());

@@ -66,7 +66,6 @@ class TrainerBench {
   std::thread thread_;
 };
 
-
 // The weights that an uninterrupted run of `recipe` exports.
 std::string UninterruptedExport(const std::string& recipe);
 

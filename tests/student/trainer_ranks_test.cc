@@ -77,7 +77,8 @@ TEST(TrainerRanksTest, AStopOnOneRankStopsAllAtTheSameStepAndARestartEndsWithThe
   const std::string uninterrupted = UninterruptedExport(OnRanks(2));
   for (const size_t stopped : {size_t{0}, size_t{1}}) {
     TrainerBench bench(OnRanks(2));
-    const uint32_t late = bench.plan->document(EpochOrder(*bench.plan, kTrainerSeed, 0).back()).chunk;
+    const uint32_t late =
+        bench.plan->document(EpochOrder(*bench.plan, kTrainerSeed, 0).back()).chunk;
     bench.run.states.erase(late);
     bench.run.on_report = [&](const RunReport& report) {
       if (report.step > 0) bench.stops[stopped] = true;

@@ -175,6 +175,11 @@ std::unique_ptr<Running> Workplace::StartProgram(const std::string& program,
 
 Finished Workplace::Ctl(std::vector<std::string> words) { return Start(std::move(words))->Wait(); }
 
+Finished Workplace::CtlOf(const std::string& prefix, std::vector<std::string> words) {
+  words.insert(words.begin(), JoinPath(prefix, "bin/coordinatorctl"));
+  return Running(words, environment_, folder_.path(), absl::StrCat("ctl-", started_++)).Wait();
+}
+
 nlohmann::json Workplace::Get() {
   const Finished got = Ctl({"get", "-o", "json", "--recipe", recipe()});
   if (got.code != 0) return nullptr;

@@ -61,6 +61,8 @@ class Workplace {
   // bin/coordinatorctl with these words.
   std::unique_ptr<Running> Start(std::vector<std::string> words);
   Finished Ctl(std::vector<std::string> words);
+  // The same of another installation: the folder above its bin/.
+  Finished CtlOf(const std::string& prefix, std::vector<std::string> words);
   // A program of libexec.
   std::unique_ptr<Running> StartProgram(const std::string& program, std::vector<std::string> words);
   std::unique_ptr<Running> StartLocal() {

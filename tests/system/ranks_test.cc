@@ -4,6 +4,8 @@
 #include <sched.h>
 #include <signal.h>
 
+#include <filesystem>
+
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
@@ -17,13 +19,13 @@ using testing::HasSubstr;
 using testing::SizeIs;
 
 Workplace::Options TwoRanks(int steps) {
-  return {.texts = 24, .students = 1, .steps = steps, .ranks = 2, .checkpoint_every = 10};
+  return {.texts = 24, .students = 1, .steps = steps, .ranks = 2, .checkpoint_every = 5};
 }
 
-// What a calm run of forty steps on two ranks gave.
+// What a calm run of twenty steps on two ranks gave.
 const json& CalmRun() {
   static const json* const kept = [] {
-    Workplace place(TwoRanks(40));
+    Workplace place(TwoRanks(20));
     const Finished run = place.Local();
     SH_CHECK(run.code == 0, run.err, place.Logs());
     return new json(json::parse(run.out)["runs"][0]);
@@ -49,7 +51,7 @@ bool HasCheckpoint(const Workplace& place) {
 }
 
 TEST(RanksTest, TwoRanksEndAsOneWithinTolerance) {
-  Workplace::Options alone = TwoRanks(40);
+  Workplace::Options alone = TwoRanks(20);
   alone.ranks = 1;
   Workplace place(alone);
   const Finished run = place.Local();
@@ -57,7 +59,7 @@ TEST(RanksTest, TwoRanksEndAsOneWithinTolerance) {
   const json one = json::parse(run.out)["runs"][0];
   const json& two = CalmRun();
   EXPECT_EQ(two["state"], "finished");
-  EXPECT_EQ(two["step"], 40);
+  EXPECT_EQ(two["step"], 20);
   for (const char* key : {"perplexity", "kl_to_teacher"}) {
     const double wanted = one["final"][key];
     EXPECT_NEAR(two["final"][key].get<double>(), wanted, 0.01 * wanted) << key;
@@ -68,7 +70,7 @@ TEST(RanksTest, TwoRanksEndAsOneWithinTolerance) {
 
 TEST(RanksTest, AKilledRankIsStartedAgainWithTheOthersAndEndsTheSame) {
   for (const size_t victim : {size_t{0}, size_t{1}}) {
-    Workplace place(TwoRanks(40));
+    Workplace place(TwoRanks(20));
     const auto local = place.StartLocal();
     ASSERT_TRUE(WaitUntil(*local, [&] { return HasCheckpoint(place); })) << place.Logs();
     const std::vector<pid_t> ranks = Ranks(*local);
@@ -99,7 +101,7 @@ TEST(RanksTest, CtrlCSavesOnAllRanksAndTheSameCommandGoesOn) {
     const size_t at = run.err.find("goes on after step ");
     ASSERT_NE(at, std::string::npos) << run.err << place.Logs();
     saved = std::stoull(run.err.substr(at + 19));
-    EXPECT_GE(saved, 10u);
+    EXPECT_GE(saved, 5u);
     EXPECT_THAT(run.err, testing::Not(HasSubstr("were not saved")));
     for (const pid_t rank : ranks) EXPECT_FALSE(IsAlive(rank));
   }
@@ -115,6 +117,41 @@ TEST(RanksTest, CtrlCSavesOnAllRanksAndTheSameCommandGoesOn) {
   for (const pid_t rank : ranks) {
     while (IsAlive(rank)) sched_yield();
   }
+}
+
+TEST(RanksTest, WhatCannotBeIsRefusedBeforeAnythingRuns) {
+  Workplace::Options options = TwoRanks(20);
+  options.ranks = 200;
+  Workplace many(options);
+  for (const char* verb : {"check", "local"}) {
+    const Finished run = many.Ctl({verb, many.recipe()});
+    EXPECT_EQ(run.code, kExitFailed);
+    EXPECT_THAT(run.err, HasSubstr("students[0].ranks: 200 ranks, but the plan has only"));
+  }
+  options.ranks = 300;
+  Workplace more(options);
+  EXPECT_THAT(more.Ctl({"check", more.recipe()}).err,
+              HasSubstr("students[0].ranks: more than batch.tokens, which is 256"));
+}
+
+TEST(RanksTest, ABuildWithoutMpiSaysSoBeforeItCaptures) {
+  Workplace place(TwoRanks(20));
+  const std::string programs = place.Path("prefix/libexec/stillhouse");
+  SH_CHECK_OK(MakeFolders(programs));
+  SH_CHECK_OK(MakeFolders(place.Path("prefix/bin")));
+  const std::string build = SH_TEST_BUILD_DIR;
+  for (const char* program :
+       {"cache_server", "coordinatord", "teacher_worker", "student_trainer"}) {
+    std::filesystem::create_symlink(JoinPath(build, absl::StrCat("libexec/stillhouse/", program)),
+                                    JoinPath(programs, program));
+  }
+  // The program looks for the others beside itself.
+  std::filesystem::copy(JoinPath(build, "bin/coordinatorctl"),
+                        place.Path("prefix/bin/coordinatorctl"));
+  const Finished run = place.CtlOf(place.Path("prefix"), {"local", place.recipe()});
+  EXPECT_EQ(run.code, kExitFailed) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("student s0 has 2 ranks, and this build has no MPI"));
+  EXPECT_FALSE(PathExists(place.Path("cache")));
 }
 
 }  // namespace

@@ -35,7 +35,8 @@ MODEL = {"parameters": 134_515_008}
 
 
 def make(result=None):
-    return quickstart_report.make(result or RESULT, CACHE, MODEL, job="job/handbook", control="control", seconds=300.0)
+    return quickstart_report.make(result or RESULT, CACHE, MODEL, job="job/handbook", control="control",
+                                  ranks={"half": 1, "large": 2, "control": 1}, seconds=300.0)
 
 
 class QuickstartReportTest(unittest.TestCase):
@@ -45,6 +46,7 @@ class QuickstartReportTest(unittest.TestCase):
                "teacher_forward_tokens", "kl_se", "agreement_se"}
         self.assertEqual(set(report), {"teacher", "capture", "students", "control", "cache", "phases"})
         self.assertEqual([student["name"] for student in report["students"]], ["half", "large"])
+        self.assertEqual([student["ranks"] for student in report["students"]], [1, 2])
         for student in report["students"] + [report["control"]]:
             self.assertEqual(set(student), row)
         self.assertEqual(report["teacher"], {"params": 134_515_008, "perplexity": 29.0})
