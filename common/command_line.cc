@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/status.h"
 
 namespace stillhouse {
@@ -107,7 +108,12 @@ std::optional<Command> Command::Find(const std::string& name) const {
 
 bool Command::Chose(const std::string& name) const { return app_->got_subcommand(name); }
 
-std::string Command::Help(const std::string& program) const { return app_->help(program); }
+std::string Command::Help(const std::string& program) const {
+  // Not App::help, which explains the command that was given instead, as `help`.
+  const std::string name =
+      program.empty() ? app_->get_name() : absl::StrCat(program, " ", app_->get_name());
+  return app_->get_formatter()->make_help(app_, name, CLI::AppFormatMode::Normal);
+}
 
 CommandLine::CommandLine(const std::string& description, const std::string& program)
     : CommandLine(std::make_unique<CLI::App>(description, program)) {}

@@ -71,6 +71,20 @@ TEST(CommandLineTest, HelpAndVersionEndWell) {
   EXPECT_THAT(said, HasSubstr("trial 1\n"));
 }
 
+TEST(CommandLineTest, HelpIsOfWhatIsAskedNotOfWhatWasGiven) {
+  CommandLine command_line("Tries things.", "trial");
+  command_line.RequireCommand();
+  command_line.AddCommand("help", "explain");
+  command_line.AddCommand("go", "move").SetFooter("Wear shoes.");
+  const char* words[] = {"trial", "help"};
+  EXPECT_EQ(command_line.Parse(2, words), std::nullopt);
+  EXPECT_THAT(command_line.Help(""), HasSubstr("Tries things."));
+  EXPECT_THAT(command_line.Help(""), HasSubstr("go"));
+  const std::string go = command_line.Find("go")->Help("trial");
+  EXPECT_THAT(go, HasSubstr("Usage: trial go"));
+  EXPECT_THAT(go, HasSubstr("Wear shoes."));
+}
+
 TEST(CommandLineTest, TellsOfAMistake) {
   Given given;
   testing::internal::CaptureStderr();

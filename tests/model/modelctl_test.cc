@@ -250,7 +250,9 @@ TEST_F(ModelctlTest, DiffMeasuresAndItsExitCodeTells) {
 TEST_F(ModelctlTest, HelpExplainsACommand) {
   const Outcome all = Run({"help"}), diff = Run({"help", "diff"});
   EXPECT_EQ(all.code, 0) << all.error;
+  EXPECT_EQ(all.out, Run({"--help"}).out);
   EXPECT_THAT(all.out, HasSubstr("Exit codes: 0 done"));
+  EXPECT_THAT(all.out, HasSubstr("inspect"));
   EXPECT_EQ(diff.code, 0) << diff.error;
   EXPECT_THAT(diff.out, HasSubstr("--tolerance"));
   EXPECT_THAT(diff.out, HasSubstr("modelctl diff"));
