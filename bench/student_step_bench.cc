@@ -79,7 +79,9 @@ DocumentTargets Targets(uint32_t document, uint32_t vocabulary, uint32_t width) 
   return targets;
 }
 
-void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
+enum class Gradients { kPlanned, kAutograd };
+
+void Train(benchmark::State& state, const std::vector<LossTerm>& terms, Gradients how) {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   const auto files = OpenModelFiles(SH_BENCH_TEACHER);
@@ -98,8 +100,10 @@ void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
   const auto width = static_cast<uint32_t>(files->config.hidden_size);
   const auto teacher = LoadDecoder(*files, at::kBFloat16);
   SH_CHECK_OK(teacher);
-  auto model =
-      MakeAutogradStudent(shape->config, student.Weights(), {terms, vocabulary, teacher->head});
+  const StudentLossOptions loss{terms, vocabulary, teacher->head};
+  auto model = how == Gradients::kPlanned
+                   ? MakePlannedStudent(shape->config, student.Weights(), loss, recipe.micro_batch)
+                   : MakeAutogradStudent(shape->config, student.Weights(), loss);
   SH_CHECK_OK(model);
   Stepper stepper(recipe, terms, **model, student);
   const BenchPlan plan(vocabulary);
@@ -112,13 +116,21 @@ void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
   state.SetItemsProcessed(static_cast<int64_t>(state.iterations() * kDocuments * kRows));
 }
 
-void CrossEntropy(benchmark::State& state) { Train(state, {{LossKind::kCrossEntropy}}); }
+void CrossEntropy(benchmark::State& state) {
+  Train(state, {{LossKind::kCrossEntropy}}, Gradients::kPlanned);
+}
+void CrossEntropyByAutograd(benchmark::State& state) {
+  Train(state, {{LossKind::kCrossEntropy}}, Gradients::kAutograd);
+}
 void SampledKl(benchmark::State& state) {
-  Train(state, {{LossKind::kSampledKl, 1, 0.9}, {LossKind::kCrossEntropy, 1, 0.1}});
+  Train(state, {{LossKind::kSampledKl, 1, 0.9}, {LossKind::kCrossEntropy, 1, 0.1}},
+        Gradients::kPlanned);
 }
 void ExactKl(benchmark::State& state) {
-  Train(state, {{LossKind::kExactKl, 1, 0.9}, {LossKind::kCrossEntropy, 1, 0.1}});
+  Train(state, {{LossKind::kExactKl, 1, 0.9}, {LossKind::kCrossEntropy, 1, 0.1}},
+        Gradients::kPlanned);
 }
+BENCHMARK(CrossEntropyByAutograd)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);
 BENCHMARK(CrossEntropy)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);
 BENCHMARK(SampledKl)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);
 BENCHMARK(ExactKl)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);

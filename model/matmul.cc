@@ -116,6 +116,14 @@ void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
   }
 }
 
+void AddMatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  if (Widens(a)) {
+    out.copy_(at::addmm(out.to(at::kFloat), a.to(at::kFloat), b.to(at::kFloat)));
+  } else {
+    at::addmm_out(out, out, a, b);
+  }
+}
+
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal) {
   return Attend(q, k, v, /*mask=*/{}, causal);
 }

@@ -22,6 +22,8 @@ at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bi
 
 // out = a b, for two-dimensional tensors of one dtype; no gradients.
 void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
+// out += a b.
+void AddMatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
 
 // Scaled dot-product attention, with gradients: q, k, v are [documents, heads, tokens, size].
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal);

@@ -14,16 +14,19 @@
 //                   (Anshumann et al., "Sparse logit sampling", ACL 2025)
 //   exact KL        T² · KL(softmax(t/T) || softmax(z/T)) (Hinton et al. 2015)
 //
-// Owner: keeps its buffers between calls. Threads: one at a time; inside, ATen's threads, each row
-// by one of them, so the bits do not depend on how many there are (ATen's own products may).
+// Owner: keeps its buffers between calls; a call that needs no larger ones allocates nothing.
+// Threads: one at a time; inside, ATen's threads, each row by one of them, so the bits do not
+// depend on how many there are (ATen's own products may).
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "ATen/core/Tensor.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "model/products.h"
 #include "storage/sections.h"
 
 namespace stillhouse {
@@ -36,17 +39,18 @@ struct LossTerm {
   double weight = 1.0;
 };
 
-// What the rows are compared with. Only what some term reads need be there.
+// What the rows are compared with, in memory of others. Only what some term reads need be there.
 struct RowTargets {
-  std::vector<int32_t> labels;         // [R]
-  SampledRows sampled;                 // R rows
-  std::vector<float> teacher_entropy;  // [R], nats
-  at::Tensor teacher_hidden;           // [R, H of the teacher], compute dtype
+  absl::Span<const int32_t> labels;         // [R]
+  const SampledRows* sampled = nullptr;     // R rows
+  absl::Span<const float> teacher_entropy;  // [R], nats
+  at::Tensor teacher_hidden;                // [R, H of the teacher], contiguous, compute dtype
 };
 
 struct HeadGradients {
   at::Tensor hidden;  // [R, H], compute dtype; overwritten
-  // [V, H] fp32, contiguous; the head's gradient is added, or written where `first`.
+  // [V, H] fp32, contiguous; the head's gradient is added, or written where `first`. Undefined: it
+  // is not wanted.
   at::Tensor head;
   bool first = true;
 };
@@ -74,6 +78,12 @@ class HeadLoss {
 
  private:
   struct Chunk;
+  // What one thread needs for its rows.
+  struct ThreadScratch {
+    std::vector<float> rows;
+    std::vector<double> values;
+  };
+  void Prepare(int64_t rows, const at::Tensor& head);
   void RunChunk(const Chunk& chunk);
   template <typename T>
   void RunRows(const Chunk& chunk);
@@ -82,10 +92,12 @@ class HeadLoss {
   const int64_t vocabulary_;
   const at::Tensor teacher_head_;
   const int64_t chunk_rows_;
-  at::Tensor logits_;                        // [chunk_rows, V]
-  at::Tensor teacher_logits_;                // [chunk_rows, V of the teacher]
-  at::Tensor head_gradient_;                 // [V, H]
-  std::vector<std::vector<float>> scratch_;  // one per thread
+  bool exact_ = false;                  // some term reads the teacher's hidden states
+  std::optional<Products> products_;    // of the dtype of the last call
+  at::Tensor logits_;                   // [chunk_rows, V]
+  at::Tensor teacher_logits_;           // [chunk_rows, V of the teacher]
+  at::Tensor head_gradient_;            // [V, H]
+  std::vector<ThreadScratch> scratch_;  // one per thread
 };
 
 }  // namespace stillhouse

@@ -28,26 +28,34 @@ at::Tensor Random(int64_t rows, int64_t columns, uint64_t stream, double scale,
 
 struct Problem {
   at::Tensor hidden, head, teacher_head;
-  RowTargets targets;
+  std::vector<int32_t> labels;
+  std::vector<float> teacher_entropy;
+  SampledRows sampled;
+  RowTargets targets;  // of the three above
+  Problem(const Problem&) = delete;
+  Problem& operator=(const Problem&) = delete;
   explicit Problem(at::ScalarType dtype) {
     hidden = Random(kRows, kHidden, 1, 1.0, dtype);
     head = Random(kColumns, kHidden, 2, 0.8, dtype);
     teacher_head = Random(kTeacherColumns, kTeacherHidden, 3, 0.8, dtype);
     targets.teacher_hidden = Random(kRows, kTeacherHidden, 4, 1.0, dtype);
     RandomStream random(22);
-    targets.sampled.draws = kDraws;
+    sampled.draws = kDraws;
     for (int64_t row = 0; row < kRows; ++row) {
-      targets.labels.push_back(static_cast<int32_t>(random.NextBelow(kVocabulary)));
-      targets.teacher_entropy.push_back(static_cast<float>(random.NextUniform() * 3));
+      labels.push_back(static_cast<int32_t>(random.NextBelow(kVocabulary)));
+      teacher_entropy.push_back(static_cast<float>(random.NextUniform() * 3));
       std::vector<uint16_t> counts(kVocabulary);
       for (uint32_t draw = 0; draw < kDraws; ++draw) ++counts[random.NextBelow(kVocabulary / 3)];
       for (int32_t id = 0; id < kVocabulary; ++id) {
         if (counts[id] == 0) continue;
-        targets.sampled.ids.push_back(id);
-        targets.sampled.counts.push_back(counts[id]);
+        sampled.ids.push_back(id);
+        sampled.counts.push_back(counts[id]);
       }
-      targets.sampled.offsets.push_back(static_cast<uint32_t>(targets.sampled.ids.size()));
+      sampled.offsets.push_back(static_cast<uint32_t>(sampled.ids.size()));
     }
+    targets.labels = labels;
+    targets.sampled = &sampled;
+    targets.teacher_entropy = teacher_entropy;
   }
 };
 
@@ -77,9 +85,9 @@ double TermValue(const LossTerm& term, const Row& z, const Row& t, const RowTarg
   if (term.kind == LossKind::kCrossEntropy) return LogSumExp(z) - z[targets.labels[row]];
   if (term.kind == LossKind::kSampledKl) {
     double value = -targets.teacher_entropy[row];
-    for (uint32_t i = targets.sampled.offsets[row]; i < targets.sampled.offsets[row + 1]; ++i) {
+    for (uint32_t i = targets.sampled->offsets[row]; i < targets.sampled->offsets[row + 1]; ++i) {
       value +=
-          targets.sampled.counts[i] / double{kDraws} * (LogSumExp(z) - z[targets.sampled.ids[i]]);
+          targets.sampled->counts[i] / double{kDraws} * (LogSumExp(z) - z[targets.sampled->ids[i]]);
     }
     return value;
   }
