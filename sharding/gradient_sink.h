@@ -7,8 +7,8 @@
 //   Begin(p) ── writes or adds to the place ── [Begin(p) again, and adds] ── Ready(p)
 //
 // in any order of parameters, the same on every rank for speed (not for correctness). The place
-// stays where it is until Ready; after it, it is not touched. A tied matrix is begun by the head and
-// ready after the embedding. A parameter that is never begun counts as zero.
+// stays where it is until Ready; after it, it is not touched. A tied matrix is begun by the head
+// and ready after the embedding. A parameter that is never begun counts as zero.
 //
 // Threads: one at a time, that of the step.
 #pragma once

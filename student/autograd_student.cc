@@ -101,6 +101,7 @@ class AutogradStudent final : public StudentModel {
     RowTargets targets;
     targets.labels = batch.labels;
     targets.sampled = &batch.sampled;
+    targets.top = &batch.top;
     targets.teacher_entropy = batch.teacher_entropy;
     HeadGradients out;
     out.first = first;

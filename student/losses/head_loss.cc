@@ -1,5 +1,6 @@
 #include "student/losses/head_loss.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "ATen/Parallel.h"
@@ -7,6 +8,7 @@
 #include "common/status.h"
 #include "model/parallel.h"
 #include "model/torch_status.h"
+#include "storage/codec/top_tokens.h"
 #include "student/losses/row_kernels.h"
 #include "student/losses/row_loss.h"
 
@@ -77,6 +79,8 @@ void HeadLoss::RunRows(const Chunk& chunk) {
   const auto columns = static_cast<size_t>(chunk.head.size(0));
   const int64_t teacher_columns = exact_ ? teacher_head_.size(0) : 0;
   const SampledRows* sampled = chunk.targets.sampled;
+  const TopTokenRows* top =
+      chunk.targets.top != nullptr && chunk.targets.top->rows() > 0 ? chunk.targets.top : nullptr;
   ParallelFor(0, chunk.rows, kRowsPerTask, [&](int64_t begin, int64_t end) {
     ThreadScratch& own = scratch_[static_cast<size_t>(at::get_thread_num())];
     internal::RowScratch scratch(own.rows, n);
@@ -96,6 +100,12 @@ void HeadLoss::RunRows(const Chunk& chunk) {
         input.counts = absl::MakeConstSpan(sampled->counts).subspan(from, to - from);
         input.draws = sampled->draws;
         input.teacher_entropy = chunk.targets.teacher_entropy[row];
+      }
+      if (top != nullptr) {
+        const uint32_t from = top->offsets[row], to = top->offsets[row + 1];
+        input.top_ids = absl::MakeConstSpan(top->ids).subspan(from, to - from);
+        LogProbabilities(*top, static_cast<size_t>(row), &own.top_logprobs);
+        input.top_logprobs = own.top_logprobs;
       }
       internal::ComputeRow(terms_, chunk.coefficients, input, n, student_max, teacher_max, scratch,
                            absl::MakeSpan(own.values));
@@ -136,7 +146,7 @@ void HeadLoss::RunChunk(const Chunk& chunk) {
 }
 
 // Makes what a call over `rows` rows needs, where it is not there yet.
-void HeadLoss::Prepare(int64_t rows, const at::Tensor& head) {
+void HeadLoss::Prepare(int64_t rows, const at::Tensor& head, const RowTargets& targets) {
   const at::ScalarType dtype = head.scalar_type();
   if (!logits_.defined() || logits_.scalar_type() != dtype) {
     products_.emplace(dtype);
@@ -150,10 +160,18 @@ void HeadLoss::Prepare(int64_t rows, const at::Tensor& head) {
   if (!head_gradient_.defined() || head_gradient_.numel() != head.numel()) {
     head_gradient_ = at::empty(head.sizes(), head.options());
   }
+  size_t top_ids_max = 0;
+  if (targets.top != nullptr) {
+    for (size_t row = 0; row < targets.top->rows(); ++row) {
+      top_ids_max =
+          std::max<size_t>(top_ids_max, targets.top->offsets[row + 1] - targets.top->offsets[row]);
+    }
+  }
   scratch_.resize(static_cast<size_t>(at::get_num_threads()));
   for (ThreadScratch& own : scratch_) {
     internal::RowScratch(own.rows, static_cast<size_t>(vocabulary_));
     own.values.resize(terms_.size());
+    own.top_logprobs.reserve(top_ids_max + 1);
   }
 }
 
@@ -165,6 +183,8 @@ absl::Status HeadLoss::Run(const at::Tensor& hidden, const at::Tensor& head,
   SH_CHECK(coefficients.size() == terms_.size() && head.size(0) >= vocabulary_);
   SH_CHECK(hidden.is_contiguous() && head.is_contiguous() && gradients.hidden.is_contiguous());
   for (const LossTerm& term : terms_) {
+    SH_CHECK(term.kind != LossKind::kTopKl ||
+             (targets.top != nullptr && static_cast<int64_t>(targets.top->rows()) == rows));
     if (term.kind != LossKind::kSampledKl) continue;
     SH_CHECK(targets.sampled != nullptr && targets.sampled->draws > 0 &&
              static_cast<int64_t>(targets.sampled->rows()) == rows);
@@ -175,7 +195,7 @@ absl::Status HeadLoss::Run(const at::Tensor& hidden, const at::Tensor& head,
   values->resize(terms_.size());
   for (std::vector<float>& of_term : *values) of_term.resize(static_cast<size_t>(rows));
   return CallTorch([&] {
-    Prepare(rows, head);
+    Prepare(rows, head, targets);
     for (int64_t begin = 0; begin < rows; begin += chunk_rows_) {
       const int64_t count = std::min(chunk_rows_, rows - begin);
       RunChunk({begin, count, hidden, head, targets, coefficients, gradients, *values});

@@ -12,6 +12,12 @@
 //   1; its
 //                   gradient softmax(z) - c/N is an unbiased estimate of the full KL's
 //                   (Anshumann et al., "Sparse logit sampling", ACL 2025)
+//   top-k KL        KL of p = (teacher's probabilities of its k most likely ids S, the rest as one
+//                   bucket p_R) and q = (softmax(z) of S, the rest of its mass q_R), where
+//                   log q_R = logsumexp(z outside S) - logsumexp(z). Its gradient is
+//                   q[j] - p[j] inside S and q[j] · (1 - p_R/q_R) outside: mass outside S is pulled
+//                   towards the teacher's, which renormalising over S would leave free (the "ghost
+//                   token" of Anshumann et al.)
 //   exact KL        T² · KL(softmax(t/T) || softmax(z/T)) (Hinton et al. 2015)
 //
 // Owner: keeps its buffers between calls; a call that needs no larger ones allocates nothing.
@@ -31,7 +37,7 @@
 
 namespace stillhouse {
 
-enum class LossKind { kCrossEntropy, kSampledKl, kExactKl };
+enum class LossKind { kCrossEntropy, kSampledKl, kTopKl, kExactKl };
 
 struct LossTerm {
   LossKind kind = LossKind::kCrossEntropy;
@@ -43,6 +49,7 @@ struct LossTerm {
 struct RowTargets {
   absl::Span<const int32_t> labels;         // [R]
   const SampledRows* sampled = nullptr;     // R rows
+  const TopTokenRows* top = nullptr;        // R rows
   absl::Span<const float> teacher_entropy;  // [R], nats
   at::Tensor teacher_hidden;                // [R, H of the teacher], contiguous, compute dtype
 };
@@ -63,7 +70,7 @@ class HeadLoss {
  public:
   // `vocabulary` is the tokenizer's size: columns at or above it are left out of every sum and get
   // no gradient. `teacher_head` [V of the teacher, H of the teacher] is for exact terms only.
-  // REQUIRES: sampled terms have temperature 1.
+  // REQUIRES: only exact terms have another temperature than 1.
   HeadLoss(std::vector<LossTerm> terms, int64_t vocabulary, at::Tensor teacher_head,
            int64_t chunk_rows = kHeadChunkRows);
 
@@ -82,8 +89,9 @@ class HeadLoss {
   struct ThreadScratch {
     std::vector<float> rows;
     std::vector<double> values;
+    std::vector<float> top_logprobs;
   };
-  void Prepare(int64_t rows, const at::Tensor& head);
+  void Prepare(int64_t rows, const at::Tensor& head, const RowTargets& targets);
   void RunChunk(const Chunk& chunk);
   template <typename T>
   void RunRows(const Chunk& chunk);

@@ -32,13 +32,13 @@ struct Attention<T>::Item {
 template <typename T>
 struct Attention<T>::Scratch {
   float *scores, *score_gradients;         // [kBlock, L]
-  float *query_gradients_t;                // [D, L]
-  float *query_gradients;                  // [L, D], also the output of a block forward
+  float* query_gradients_t;                // [D, L]
+  float* query_gradients;                  // [L, D], also the output of a block forward
   float *key_gradients, *value_gradients;  // [L, D]
   float *lse, *delta;                      // [L]
   T *probabilities, *gradients;            // [kBlock, L]
-  T *packed_gradients;                     // kBlock by L
-  T *keys_t;                               // [D, L]
+  T* packed_gradients;                     // kBlock by L
+  T* keys_t;                               // [D, L]
   T *columns, *output_columns;             // D by L, packed: keys or queries; gradients of outputs
   T *rows, *output_rows;                   // L by D, packed: values or queries; the same
   int64_t width = 0, tokens = 0;           // D, L
@@ -51,7 +51,8 @@ struct ScratchSizes {
 };
 
 ScratchSizes SizesOf(int64_t width, int64_t tokens) {
-  const auto matrix = static_cast<size_t>(width * tokens), block = static_cast<size_t>(kBlock * tokens);
+  const auto matrix = static_cast<size_t>(width * tokens),
+             block = static_cast<size_t>(kBlock * tokens);
   return {2 * block + 4 * matrix + 2 * static_cast<size_t>(tokens), 3 * block + 5 * matrix};
 }
 
@@ -166,8 +167,8 @@ void Attention<T>::ForwardItem(const Item& item, int64_t window, const Attention
         scratch.delta[i] = 1.0f / sum;
         lse[(item.begin + query + i) * heads + head] = largest + std::log(sum);
       }
-      MultiplyPacked(kind, scratch.probabilities, scratch.tokens,
-                     scratch.rows + first_key * kPanel, item.token_panel, count, size, n,
+      MultiplyPacked(kind, scratch.probabilities, scratch.tokens, scratch.rows + first_key * kPanel,
+                     item.token_panel, count, size, n,
                      /*add=*/false, scratch.query_gradients, scratch.width);
       for (int64_t i = 0; i < count; ++i) {
         internal::StoreScaled(scratch.query_gradients + i * scratch.width, scratch.delta[i], size,
@@ -192,8 +193,7 @@ template <typename T>
 void Attention<T>::PackHead(const Item& item, int64_t head, const AttentionInput<T>& input,
                             const T* out, const T* d_out, const float* lse, Scratch& scratch) {
   const auto [heads, kv_heads, size, kind] = shape_;
-  const T* queries =
-      input.data + item.begin * input.stride + (2 * kv_heads + head) * size;
+  const T* queries = input.data + item.begin * input.stride + (2 * kv_heads + head) * size;
   const int64_t place = (item.begin * heads + head) * size, stride = heads * size;
   PackColumns(kind, queries, input.stride, size, item.length, scratch.columns);
   PackRows(kind, queries, input.stride, item.length, size, scratch.rows);
@@ -201,8 +201,7 @@ void Attention<T>::PackHead(const Item& item, int64_t head, const AttentionInput
   PackRows(kind, d_out + place, stride, item.length, size, scratch.output_rows);
   for (int64_t i = 0; i < item.length; ++i) {
     scratch.lse[i] = lse[(item.begin + i) * heads + head];
-    scratch.delta[i] =
-        internal::DotRow(d_out + place + i * stride, out + place + i * stride, size);
+    scratch.delta[i] = internal::DotRow(d_out + place + i * stride, out + place + i * stride, size);
   }
   std::fill_n(scratch.query_gradients_t, size * scratch.tokens, 0.0f);
 }
@@ -258,8 +257,8 @@ void Attention<T>::BackwardItem(const Item& item, int64_t window, const Attentio
     for (int64_t key = 0; key < item.length; key += kBlock) {
       BackwardBlock(item, key, window, input, /*add=*/head > first, scratch);
     }
-    Transpose(scratch.query_gradients_t, scratch.tokens, size, item.length,
-              scratch.query_gradients, scratch.width);
+    Transpose(scratch.query_gradients_t, scratch.tokens, size, item.length, scratch.query_gradients,
+              scratch.width);
     for (int64_t i = 0; i < item.length; ++i) {
       internal::StoreScaled(scratch.query_gradients + i * scratch.width, 1.0f, size,
                             d_rows + i * input.stride + (2 * kv_heads + head) * size);

@@ -52,8 +52,8 @@ SH_INLINE float Softmax(const float* __restrict scores, int64_t begin, int64_t e
 
 template <typename T>
 SH_INLINE void GradientSpan(const float* __restrict scores, const float* __restrict dp,
-                            const float* __restrict lse, const float* __restrict delta,
-                            float scale, int64_t begin, int64_t end, int64_t n, T* __restrict p,
+                            const float* __restrict lse, const float* __restrict delta, float scale,
+                            int64_t begin, int64_t end, int64_t n, T* __restrict p,
                             T* __restrict d) {
   std::fill(p, p + begin, T{0});
   std::fill(d, d + begin, T{0});
@@ -78,20 +78,20 @@ SH_INLINE float Dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
-#define SH_ATTENTION_ROWS(T)                                                                      \
-  SH_DISPATCHED float SoftmaxSpan(const float* scores, int64_t begin, int64_t end, int64_t n,     \
-                                  float scale, T* out, float* largest) {                          \
-    return Softmax(scores, begin, end, n, scale, out, largest);                                   \
-  }                                                                                               \
-  SH_DISPATCHED void ScaleSpan(const float* __restrict x, float factor, int64_t n,                \
-                               T* __restrict out) {                                               \
-    for (int64_t i = 0; i < n; ++i) Store(factor * x[i], &out[i]);                                \
-  }                                                                                               \
-  SH_DISPATCHED void Gradients(const float* scores, const float* dp, const float* lse,            \
-                               const float* delta, float scale, int64_t begin, int64_t end,       \
-                               int64_t n, T* p, T* d) {                                           \
-    GradientSpan(scores, dp, lse, delta, scale, begin, end, n, p, d);                             \
-  }                                                                                               \
+#define SH_ATTENTION_ROWS(T)                                                                  \
+  SH_DISPATCHED float SoftmaxSpan(const float* scores, int64_t begin, int64_t end, int64_t n, \
+                                  float scale, T* out, float* largest) {                      \
+    return Softmax(scores, begin, end, n, scale, out, largest);                               \
+  }                                                                                           \
+  SH_DISPATCHED void ScaleSpan(const float* __restrict x, float factor, int64_t n,            \
+                               T* __restrict out) {                                           \
+    for (int64_t i = 0; i < n; ++i) Store(factor* x[i], &out[i]);                             \
+  }                                                                                           \
+  SH_DISPATCHED void Gradients(const float* scores, const float* dp, const float* lse,        \
+                               const float* delta, float scale, int64_t begin, int64_t end,   \
+                               int64_t n, T* p, T* d) {                                       \
+    GradientSpan(scores, dp, lse, delta, scale, begin, end, n, p, d);                         \
+  }                                                                                           \
   SH_DISPATCHED float DotSpan(const T* a, const T* b, int64_t n) { return Dot(a, b, n); }
 SH_ATTENTION_ROWS(float)
 SH_ATTENTION_ROWS(uint16_t)
@@ -118,11 +118,11 @@ float DotRow(const T* a, const T* b, int64_t n) {
   return DotSpan(a, b, n);
 }
 
-#define SH_INSTANTIATE(T)                                                                       \
-  template float SoftmaxRow<T>(const float*, int64_t, int64_t, int64_t, float, T*, float*);     \
-  template void StoreScaled<T>(const float*, float, int64_t, T*);                               \
-  template void GradientRow<T>(const float*, const float*, const float*, const float*, float,   \
-                               int64_t, int64_t, int64_t, T*, T*);                              \
+#define SH_INSTANTIATE(T)                                                                     \
+  template float SoftmaxRow<T>(const float*, int64_t, int64_t, int64_t, float, T*, float*);   \
+  template void StoreScaled<T>(const float*, float, int64_t, T*);                             \
+  template void GradientRow<T>(const float*, const float*, const float*, const float*, float, \
+                               int64_t, int64_t, int64_t, T*, T*);                            \
   template float DotRow<T>(const T*, const T*, int64_t)
 SH_INSTANTIATE(float);
 SH_INSTANTIATE(uint16_t);

@@ -80,8 +80,8 @@ SH_DISPATCHED void InterleaveRows(const uint16_t* __restrict first,
 
 // 16×16 blocks, so that both sides are read and written by whole cache lines.
 template <typename T>
-SH_INLINE void TransposeBlocks(const T* __restrict x, int64_t stride, int64_t rows,
-                               int64_t columns, T* __restrict out, int64_t out_stride) {
+SH_INLINE void TransposeBlocks(const T* __restrict x, int64_t stride, int64_t rows, int64_t columns,
+                               T* __restrict out, int64_t out_stride) {
   for (int64_t i0 = 0; i0 < rows; i0 += 16) {
     const int64_t i1 = std::min(rows, i0 + 16);
     for (int64_t j0 = 0; j0 < columns; j0 += 16) {
@@ -206,11 +206,11 @@ void Transpose(const T* x, int64_t stride, int64_t rows, int64_t columns, T* out
   TransposeAll(x, stride, rows, columns, out, out_stride);
 }
 
-#define SH_INSTANTIATE(T)                                                                        \
-  template void PackRows<T>(ProductKind, const T*, int64_t, int64_t, int64_t, T*);               \
-  template void PackColumns<T>(ProductKind, const T*, int64_t, int64_t, int64_t, T*);            \
-  template void MultiplyPacked<T>(ProductKind, const T*, int64_t, const T*, int64_t, int64_t,    \
-                                  int64_t, int64_t, bool, float*, int64_t);                      \
+#define SH_INSTANTIATE(T)                                                                     \
+  template void PackRows<T>(ProductKind, const T*, int64_t, int64_t, int64_t, T*);            \
+  template void PackColumns<T>(ProductKind, const T*, int64_t, int64_t, int64_t, T*);         \
+  template void MultiplyPacked<T>(ProductKind, const T*, int64_t, const T*, int64_t, int64_t, \
+                                  int64_t, int64_t, bool, float*, int64_t);                   \
   template void Transpose<T>(const T*, int64_t, int64_t, int64_t, T*, int64_t)
 SH_INSTANTIATE(float);
 SH_INSTANTIATE(uint16_t);

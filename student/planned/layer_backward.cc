@@ -1,8 +1,8 @@
 #include "common/status.h"
+#include "model/parallel.h"
 #include "student/losses/row_kernels.h"
 #include "student/planned/planned_step.h"
 #include "student/planned/step_kernels.h"
-#include "model/parallel.h"
 
 namespace stillhouse::planned {
 namespace {
@@ -134,12 +134,11 @@ absl::Status PlannedStep<T>::BackwardAttention(size_t layer, GradientSink& sink,
   const int64_t hidden = config_.hidden_size, inputs = config_.heads * config_.head_dim;
   const T* dy = buffers_.stream_gradient_rounded.data();
   ProjectBackward(weights.output, dy, inputs, buffers_.attended_gradient.data());
-  SH_RETURN_IF_ERROR(
-      AddProjectionGradients(weights.output, dy, own.attended.data(), inputs, sink));
+  SH_RETURN_IF_ERROR(AddProjectionGradients(weights.output, dy, own.attended.data(), inputs, sink));
   if (observer != nullptr) {
-    observer->AddAttentionGradient(index, {buffers_.attended_gradient.data(),
-                                           static_cast<size_t>(tokens_ * inputs),
-                                           sizeof(T) == 2 ? DType::kBF16 : DType::kF32});
+    observer->AddAttentionGradient(
+        index, {buffers_.attended_gradient.data(), static_cast<size_t>(tokens_ * inputs),
+                sizeof(T) == 2 ? DType::kBF16 : DType::kF32});
   }
   T* d_mixed = buffers_.mixed_gradient.data();
   attention_.Backward(lengths_, config_.WindowOf(index), {own.mixed.data(), mixed_width()},
@@ -202,19 +201,18 @@ absl::Status PlannedStep<T>::Backward(const MicroBatch& batch, GradientSink& sin
   return AddEmbeddingGradient(batch, sink);
 }
 
-#define SH_INSTANTIATE(T)                                                                         \
+#define SH_INSTANTIATE(T)                                                                          \
   template void PlannedStep<T>::ProjectBackward(const ProjectionGroup<T>&, const T*, int64_t, T*); \
-  template absl::Status PlannedStep<T>::AddProjectionGradients(                                   \
-      const ProjectionGroup<T>&, const T*, const T*, int64_t, GradientSink&);                     \
-  template absl::Status PlannedStep<T>::AddNormParts(const Weight<T>&, int64_t, GradientSink&);   \
-  template absl::Status PlannedStep<T>::BackwardNorm(const Weight<T>&, const float*,              \
-                                                     const float*, const T*, bool,                \
-                                                     GradientSink&);                              \
-  template absl::Status PlannedStep<T>::BackwardFeedForward(size_t, GradientSink&);               \
-  template absl::Status PlannedStep<T>::NormMixedBackward(size_t, GradientSink&);                 \
-  template absl::Status PlannedStep<T>::BackwardAttention(size_t, GradientSink&, StepObserver*);  \
-  template absl::Status PlannedStep<T>::BackwardLayer(size_t, GradientSink&, StepObserver*);      \
-  template absl::Status PlannedStep<T>::AddEmbeddingGradient(const MicroBatch&, GradientSink&);   \
+  template absl::Status PlannedStep<T>::AddProjectionGradients(                                    \
+      const ProjectionGroup<T>&, const T*, const T*, int64_t, GradientSink&);                      \
+  template absl::Status PlannedStep<T>::AddNormParts(const Weight<T>&, int64_t, GradientSink&);    \
+  template absl::Status PlannedStep<T>::BackwardNorm(const Weight<T>&, const float*, const float*, \
+                                                     const T*, bool, GradientSink&);               \
+  template absl::Status PlannedStep<T>::BackwardFeedForward(size_t, GradientSink&);                \
+  template absl::Status PlannedStep<T>::NormMixedBackward(size_t, GradientSink&);                  \
+  template absl::Status PlannedStep<T>::BackwardAttention(size_t, GradientSink&, StepObserver*);   \
+  template absl::Status PlannedStep<T>::BackwardLayer(size_t, GradientSink&, StepObserver*);       \
+  template absl::Status PlannedStep<T>::AddEmbeddingGradient(const MicroBatch&, GradientSink&);    \
   template absl::Status PlannedStep<T>::Backward(const MicroBatch&, GradientSink&, StepObserver*)
 SH_INSTANTIATE(float);
 SH_INSTANTIATE(uint16_t);

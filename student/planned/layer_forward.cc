@@ -88,8 +88,7 @@ absl::Status PlannedStep<T>::ForwardLayer(size_t layer, GradientSink& sink,
   const auto index = static_cast<int64_t>(layer);
   const int64_t hidden = config_.hidden_size, heads = config_.heads, size = config_.head_dim;
   const auto eps = static_cast<float>(config_.rms_norm_eps);
-  SH_RETURN_IF_ERROR(
-      Project(weights.attention, own.normed.data(), hidden, own.mixed.data(), sink));
+  SH_RETURN_IF_ERROR(Project(weights.attention, own.normed.data(), hidden, own.mixed.data(), sink));
   if (config_.qk_norm) SH_RETURN_IF_ERROR(NormMixed(layer, sink));
   RotateMixed(own.mixed.data(), /*inverse=*/false);
   attention_.Forward(lengths_, config_.WindowOf(index), {own.mixed.data(), mixed_width()},
@@ -98,8 +97,8 @@ absl::Status PlannedStep<T>::ForwardLayer(size_t layer, GradientSink& sink,
     observer->OnAttentionOutput(
         index, {own.attended.data(), static_cast<size_t>(tokens_ * heads * size), kDType<T>});
   }
-  SH_RETURN_IF_ERROR(Project(weights.output, own.attended.data(), heads * size,
-                             buffers_.branch.data(), sink));
+  SH_RETURN_IF_ERROR(
+      Project(weights.output, own.attended.data(), heads * size, buffers_.branch.data(), sink));
 
   SH_RETURN_IF_ERROR(sink.AwaitWeights(weights.attention_norm.index));
   AddAndNorm(own.input.data(), buffers_.branch.data(), weights.attention_norm.data, eps, tokens_,

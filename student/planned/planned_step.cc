@@ -27,9 +27,8 @@ absl::Status CheckBatch(const ModelConfig& config, const MicroBatch& batch) {
   SH_CHECK(sum == static_cast<int64_t>(batch.ids.size()) && !batch.loss_rows.empty());
   for (const int64_t id : batch.ids) {
     if (id < 0 || id >= config.vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat("token id ", id,
-                                                     " is not below the vocabulary's ",
-                                                     config.vocab_size));
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", id, " is not below the vocabulary's ", config.vocab_size));
     }
   }
   return absl::OkStatus();
@@ -89,9 +88,8 @@ void PlannedStep<T>::PlanPositions(const MicroBatch& batch) {
 }
 
 template <typename T>
-absl::Status PlannedStep<T>::RunHead(const MicroBatch& batch,
-                                     absl::Span<const double> coefficients, GradientSink& sink,
-                                     std::vector<std::vector<float>>* values) {
+absl::Status PlannedStep<T>::RunHead(const MicroBatch& batch, absl::Span<const double> coefficients,
+                                     GradientSink& sink, std::vector<std::vector<float>>* values) {
   const int64_t width = config_.hidden_size, rows = static_cast<int64_t>(batch.loss_rows.size());
   T* picked = buffers_.hidden.data();
   if (rows < tokens_) {
@@ -103,6 +101,7 @@ absl::Status PlannedStep<T>::RunHead(const MicroBatch& batch,
   RowTargets targets;
   targets.labels = batch.labels;
   targets.sampled = &batch.sampled;
+  targets.top = &batch.top;
   targets.teacher_entropy = batch.teacher_entropy;
   if (batch.teacher_hidden.rows() > 0) {
     const HiddenRows& teacher = batch.teacher_hidden;
@@ -110,8 +109,7 @@ absl::Status PlannedStep<T>::RunHead(const MicroBatch& batch,
     void* data = const_cast<uint16_t*>(teacher.values.data());
     if constexpr (sizeof(T) == 4) {
       if (buffers_.teacher_hidden.size() < teacher.values.size()) {
-        buffers_.teacher_hidden =
-            FlatBuffer<T>(static_cast<size_t>(buffers_.tokens * columns));
+        buffers_.teacher_hidden = FlatBuffer<T>(static_cast<size_t>(buffers_.tokens * columns));
       }
       LoadRow(teacher.values.data(), teacher.values.size(), buffers_.teacher_hidden.data());
       data = buffers_.teacher_hidden.data();

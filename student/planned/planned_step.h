@@ -49,9 +49,7 @@ class PlannedStep {
                    std::vector<std::vector<float>>* values);
 
  private:
-  int64_t mixed_width() const {
-    return (2 * config_.kv_heads + config_.heads) * config_.head_dim;
-  }
+  int64_t mixed_width() const { return (2 * config_.kv_heads + config_.heads) * config_.head_dim; }
   void PlanPositions(const MicroBatch& batch);
 
   // forward: layer_forward.cc

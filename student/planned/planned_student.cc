@@ -61,17 +61,17 @@ class PlannedStudent final : public StudentModel {
                             std::vector<std::vector<float>>* values) override {
     sink_.Start(first, gradients);
     absl::Status status;
-    SH_RETURN_IF_ERROR(CallTorch(
-        [&] { status = step_.Run(batch, coefficients, sink_, observer_, values); }));
+    SH_RETURN_IF_ERROR(
+        CallTorch([&] { status = step_.Run(batch, coefficients, sink_, observer_, values); }));
     return status;
   }
 
   absl::StatusOr<at::Tensor> Hidden(const std::vector<int64_t>& ids,
                                     const std::vector<int64_t>& lengths) override {
     const at::NoGradGuard no_grad;
-    const at::Tensor row = at::from_blob(const_cast<int64_t*>(ids.data()),
-                                         {static_cast<int64_t>(ids.size())},
-                                         at::TensorOptions().dtype(at::kLong));
+    const at::Tensor row =
+        at::from_blob(const_cast<int64_t*>(ids.data()), {static_cast<int64_t>(ids.size())},
+                      at::TensorOptions().dtype(at::kLong));
     return ForwardHidden(decoder_, {row, lengths});
   }
 

@@ -110,66 +110,64 @@ SH_DISPATCHED void AddRow(const float* __restrict x, int64_t width, float* __res
 
 // One compiled body per type and instruction set: templates cannot be dispatched, so these
 // overloads are what is.
-#define SH_STEP_ROWS(T)                                                                         \
-  SH_DISPATCHED void WidenRow(const T* __restrict x, int64_t width, float* __restrict out) {    \
-    for (int64_t j = 0; j < width; ++j) out[j] = Load(x[j]);                                    \
-  }                                                                                             \
-  SH_DISPATCHED void AddNormRows(const float* x, const T* y, const T* w, float eps,             \
-                                 int64_t rows, int64_t width, float* sum, T* normed,            \
-                                 float* rstd) {                                                 \
-    for (int64_t r = 0; r < rows; ++r) {                                                        \
-      const int64_t at = r * width;                                                             \
-      if (y == nullptr) {                                                                       \
-        AddNormRow<T, false>(x + at, y, w, eps, width, sum, normed + at, rstd + r);             \
-      } else {                                                                                  \
-        AddNormRow<T, true>(x + at, y + at, w, eps, width, sum + at, normed + at, rstd + r);    \
-      }                                                                                         \
-    }                                                                                           \
-  }                                                                                             \
-  SH_DISPATCHED void NormBackRows(const float* x, const T* w, const float* rstd, const T* dy,   \
-                                  bool add, int64_t rows, int64_t width, float* dx,             \
-                                  T* dx_rounded, float* dw) {                                   \
-    for (int64_t r = 0; r < rows; ++r) {                                                        \
-      const int64_t at = r * width;                                                             \
-      if (add) {                                                                                \
-        NormBackRow<T, true>(x + at, w, rstd[r], dy + at, width, dx + at, dx_rounded + at, dw); \
-      } else {                                                                                  \
-        NormBackRow<T, false>(x + at, w, rstd[r], dy + at, width, dx + at, dx_rounded + at,     \
-                              dw);                                                              \
-      }                                                                                         \
-    }                                                                                           \
-  }                                                                                             \
-  SH_DISPATCHED void NormHeadsRow(const T* x, const T* w, float eps, int64_t heads,             \
-                                  int64_t size, T* y, float* rstd) {                            \
-    for (int64_t h = 0; h < heads; ++h) {                                                       \
-      kernels::NormRow(x + h * size, w, eps, size, y + h * size, rstd + h);                     \
-    }                                                                                           \
-  }                                                                                             \
-  SH_DISPATCHED void NormHeadsBackRow(const T* x, const T* w, const float* rstd, int64_t heads, \
-                                      int64_t size, T* dy, float* dw) {                         \
-    for (int64_t h = 0; h < heads; ++h) {                                                       \
-      NormHeadBack(x + h * size, w, rstd[h], size, dy + h * size, dw);                          \
-    }                                                                                           \
-  }                                                                                             \
-  SH_DISPATCHED void RotateRow(T* x, const float* cos, const float* sin, float sign,            \
-                               int64_t heads, int64_t size) {                                   \
-    for (int64_t h = 0; h < heads; ++h) {                                                       \
-      RotateHalves(x + h * size, x + h * size + size / 2, cos, sin, sign, size / 2);            \
-    }                                                                                           \
-  }                                                                                             \
-  SH_DISPATCHED void SwiGluRow(const T* __restrict gate, const T* __restrict up, int64_t width, \
-                               T* __restrict y) {                                               \
-    kernels::SwiGluRange(gate, up, width, y);                                                   \
-  }                                                                                             \
-  SH_DISPATCHED void SwiGluGradRow(T* gate, T* up, const T* dy, int64_t width, T* y) {          \
-    SwiGluBackRow(gate, up, dy, width, y);                                                      \
-  }                                                                                             \
-  SH_DISPATCHED void SumColumns(const T* x, int64_t stride, int64_t rows, int64_t width,        \
-                                bool add, float* __restrict out) {                              \
-    if (!add) std::fill(out, out + width, 0.0f);                                                \
-    for (int64_t r = 0; r < rows; ++r) {                                                        \
-      for (int64_t j = 0; j < width; ++j) out[j] += Load(x[r * stride + j]);                    \
-    }                                                                                           \
+#define SH_STEP_ROWS(T)                                                                            \
+  SH_DISPATCHED void WidenRow(const T* __restrict x, int64_t width, float* __restrict out) {       \
+    for (int64_t j = 0; j < width; ++j) out[j] = Load(x[j]);                                       \
+  }                                                                                                \
+  SH_DISPATCHED void AddNormRows(const float* x, const T* y, const T* w, float eps, int64_t rows,  \
+                                 int64_t width, float* sum, T* normed, float* rstd) {              \
+    for (int64_t r = 0; r < rows; ++r) {                                                           \
+      const int64_t at = r * width;                                                                \
+      if (y == nullptr) {                                                                          \
+        AddNormRow<T, false>(x + at, y, w, eps, width, sum, normed + at, rstd + r);                \
+      } else {                                                                                     \
+        AddNormRow<T, true>(x + at, y + at, w, eps, width, sum + at, normed + at, rstd + r);       \
+      }                                                                                            \
+    }                                                                                              \
+  }                                                                                                \
+  SH_DISPATCHED void NormBackRows(const float* x, const T* w, const float* rstd, const T* dy,      \
+                                  bool add, int64_t rows, int64_t width, float* dx, T* dx_rounded, \
+                                  float* dw) {                                                     \
+    for (int64_t r = 0; r < rows; ++r) {                                                           \
+      const int64_t at = r * width;                                                                \
+      if (add) {                                                                                   \
+        NormBackRow<T, true>(x + at, w, rstd[r], dy + at, width, dx + at, dx_rounded + at, dw);    \
+      } else {                                                                                     \
+        NormBackRow<T, false>(x + at, w, rstd[r], dy + at, width, dx + at, dx_rounded + at, dw);   \
+      }                                                                                            \
+    }                                                                                              \
+  }                                                                                                \
+  SH_DISPATCHED void NormHeadsRow(const T* x, const T* w, float eps, int64_t heads, int64_t size,  \
+                                  T* y, float* rstd) {                                             \
+    for (int64_t h = 0; h < heads; ++h) {                                                          \
+      kernels::NormRow(x + h * size, w, eps, size, y + h * size, rstd + h);                        \
+    }                                                                                              \
+  }                                                                                                \
+  SH_DISPATCHED void NormHeadsBackRow(const T* x, const T* w, const float* rstd, int64_t heads,    \
+                                      int64_t size, T* dy, float* dw) {                            \
+    for (int64_t h = 0; h < heads; ++h) {                                                          \
+      NormHeadBack(x + h * size, w, rstd[h], size, dy + h * size, dw);                             \
+    }                                                                                              \
+  }                                                                                                \
+  SH_DISPATCHED void RotateRow(T* x, const float* cos, const float* sin, float sign,               \
+                               int64_t heads, int64_t size) {                                      \
+    for (int64_t h = 0; h < heads; ++h) {                                                          \
+      RotateHalves(x + h * size, x + h * size + size / 2, cos, sin, sign, size / 2);               \
+    }                                                                                              \
+  }                                                                                                \
+  SH_DISPATCHED void SwiGluRow(const T* __restrict gate, const T* __restrict up, int64_t width,    \
+                               T* __restrict y) {                                                  \
+    kernels::SwiGluRange(gate, up, width, y);                                                      \
+  }                                                                                                \
+  SH_DISPATCHED void SwiGluGradRow(T* gate, T* up, const T* dy, int64_t width, T* y) {             \
+    SwiGluBackRow(gate, up, dy, width, y);                                                         \
+  }                                                                                                \
+  SH_DISPATCHED void SumColumns(const T* x, int64_t stride, int64_t rows, int64_t width, bool add, \
+                                float* __restrict out) {                                           \
+    if (!add) std::fill(out, out + width, 0.0f);                                                   \
+    for (int64_t r = 0; r < rows; ++r) {                                                           \
+      for (int64_t j = 0; j < width; ++j) out[j] += Load(x[r * stride + j]);                       \
+    }                                                                                              \
   }
 SH_STEP_ROWS(float)
 SH_STEP_ROWS(uint16_t)

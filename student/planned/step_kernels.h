@@ -1,8 +1,8 @@
 // Step kernels: the elementwise parts of a planned training step, forward and backward, on plain
 // memory.
 //
-// T is float, or uint16_t for bfloat16 bits. The residual stream and its gradient are fp32 for both,
-// as under `torch.autocast`: a bf16 stream loses 8 bits with each of two additions a layer.
+// T is float, or uint16_t for bfloat16 bits. The residual stream and its gradient are fp32 for
+// both, as under `torch.autocast`: a bf16 stream loses 8 bits with each of two additions a layer.
 // Arithmetic is fp32 and rounds where `transformers` does. Each call covers all rows, on
 // ParallelFor's threads; a row's result depends on that row only, and sums over rows run in one
 // order whatever the number of threads. Nothing is allocated. Matrices are row-major; `stride` is

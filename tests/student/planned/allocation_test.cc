@@ -69,15 +69,14 @@ int posix_memalign(void** out, size_t alignment, size_t size) {
 }
 void* mmap(void* address, size_t size, int protection, int flags, int file, off_t offset) {
   Count();
-  return reinterpret_cast<void*>(
-      syscall(SYS_mmap, address, size, protection, flags, file, offset));
+  return reinterpret_cast<void*>(syscall(SYS_mmap, address, size, protection, flags, file, offset));
 }
 }
 #endif
 
 // In place of at::_ops::mm_out::call and addmm_out::call for the code of this program.
-at::Tensor& CountedMm(const at::Tensor& a, const at::Tensor& b, at::Tensor& out) asm(
-    "_ZN2at4_ops6mm_out4callERKNS_6TensorES4_RS2_");
+at::Tensor& CountedMm(const at::Tensor& a, const at::Tensor& b,
+                      at::Tensor& out) asm("_ZN2at4_ops6mm_out4callERKNS_6TensorES4_RS2_");
 at::Tensor& CountedMm(const at::Tensor& a, const at::Tensor& b, at::Tensor& out) {
   using Call = at::Tensor& (*)(const at::Tensor&, const at::Tensor&, at::Tensor&);
   static const Call call =
@@ -89,9 +88,10 @@ at::Tensor& CountedMm(const at::Tensor& a, const at::Tensor& b, at::Tensor& out)
   return result;
 }
 
-at::Tensor& CountedAddMm(const at::Tensor& self, const at::Tensor& a, const at::Tensor& b,
-                         const at::Scalar& beta, const at::Scalar& alpha, at::Tensor& out) asm(
-    "_ZN2at4_ops9addmm_out4callERKNS_6TensorES4_S4_RKN3c106ScalarES8_RS2_");
+at::Tensor& CountedAddMm(
+    const at::Tensor& self, const at::Tensor& a, const at::Tensor& b, const at::Scalar& beta,
+    const at::Scalar& alpha,
+    at::Tensor& out) asm("_ZN2at4_ops9addmm_out4callERKNS_6TensorES4_S4_RKN3c106ScalarES8_RS2_");
 at::Tensor& CountedAddMm(const at::Tensor& self, const at::Tensor& a, const at::Tensor& b,
                          const at::Scalar& beta, const at::Scalar& alpha, at::Tensor& out) {
   using Call = at::Tensor& (*)(const at::Tensor&, const at::Tensor&, const at::Tensor&,

@@ -140,13 +140,13 @@ void Check(const Case& c, double tolerance) {
 
 std::vector<Case> Cases(ProductKind kind) {
   return {
-      {{4, 2, 16, kind}, {1, 2, 40}, 0},         // a document of one token
-      {{3, 1, 6, kind}, {65, 64, 63}, 0},        // around a block; an odd size
-      {{5, 5, 2, kind}, {7}, 3},                 // a head of its own for each query head
-      {{6, 2, 64, kind}, {200, 9}, 0},           // several blocks
-      {{4, 1, 40, kind}, {150}, 64},             // a window of one block
-      {{2, 2, 32, kind}, {170, 33}, 5},          // a window of a few tokens
-      {{2, 1, 32, kind}, {140}, 100},            // a window between blocks
+      {{4, 2, 16, kind}, {1, 2, 40}, 0},   // a document of one token
+      {{3, 1, 6, kind}, {65, 64, 63}, 0},  // around a block; an odd size
+      {{5, 5, 2, kind}, {7}, 3},           // a head of its own for each query head
+      {{6, 2, 64, kind}, {200, 9}, 0},     // several blocks
+      {{4, 1, 40, kind}, {150}, 64},       // a window of one block
+      {{2, 2, 32, kind}, {170, 33}, 5},    // a window of a few tokens
+      {{2, 1, 32, kind}, {140}, 100},      // a window between blocks
   };
 }
 

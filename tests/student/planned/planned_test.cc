@@ -56,8 +56,7 @@ std::map<std::string, ModelConfig> Configs() {
   configs["linear_rope"] = WithRope({.kind = kLinear, .factor = 4});
   configs["dynamic_rope"] = WithRope({.kind = kDynamic, .factor = 4});
   configs["dynamic_rope"].max_positions = 64;
-  configs["llama3_rope"] =
-      WithRope({.kind = kLlama3, .factor = 8, .original_positions = 32});
+  configs["llama3_rope"] = WithRope({.kind = kLlama3, .factor = 8, .original_positions = 32});
   return configs;
 }
 
@@ -172,8 +171,7 @@ TEST_P(PlannedTest, IsNoFartherFromFp32InBf16ThanAutograd) {
   const std::vector<float> exact = Solve(*wide.student.model, layout, batches, &values);
   const std::vector<float> autograd = Solve(*narrow.student.model, layout, batches, &values);
   const std::vector<float> planned = Solve(*narrow.planned, layout, batches, &values);
-  EXPECT_LE(NormOfDistance(planned, exact, layout),
-            1.05 * NormOfDistance(autograd, exact, layout));
+  EXPECT_LE(NormOfDistance(planned, exact, layout), 1.05 * NormOfDistance(autograd, exact, layout));
   // The largest difference is one element's luck.
   EXPECT_LE(Distance(planned, exact, layout), 1.5 * Distance(autograd, exact, layout));
 }
@@ -206,15 +204,15 @@ TEST(PlannedStudentTest, RefusesTokensThatAreNotThere) {
   const std::vector<double> coefficients = {1, 1, 1};
   MicroBatch batch = RandomBatch({4}, 53, 1, 1);
   batch.ids[2] = 61;
-  EXPECT_EQ(pair.planned
-                ->AddGradients(batch, coefficients, true, absl::MakeSpan(gradients), &values)
-                .message(),
-            "token id 61 is not below the vocabulary's 61");
+  EXPECT_EQ(
+      pair.planned->AddGradients(batch, coefficients, true, absl::MakeSpan(gradients), &values)
+          .message(),
+      "token id 61 is not below the vocabulary's 61");
   batch = RandomBatch({65}, 53, 1, 1);
-  EXPECT_EQ(pair.planned
-                ->AddGradients(batch, coefficients, true, absl::MakeSpan(gradients), &values)
-                .message(),
-            "a document of 65 tokens; this model takes 1 to 64");
+  EXPECT_EQ(
+      pair.planned->AddGradients(batch, coefficients, true, absl::MakeSpan(gradients), &values)
+          .message(),
+      "a document of 65 tokens; this model takes 1 to 64");
 }
 
 }  // namespace

@@ -71,8 +71,8 @@ TYPED_TEST(StepKernelsTest, NormAndItsGradient) {
         const int64_t at = r * width + j;
         const double h = sum[at] * scale;
         this->ExpectNear(Widen(normed[at]), h * Widen(w[j]));
-        const double through = scale * (Widen(w[j]) * Widen(dy[at]) -
-                                        h * dot * scale / static_cast<double>(width));
+        const double through =
+            scale * (Widen(w[j]) * Widen(dy[at]) - h * dot * scale / static_cast<double>(width));
         ASSERT_NEAR(dx[at], 0.25 + through, 2e-5);
         this->ExpectNear(Widen(rounded[at]), dx[at]);
         wanted_dw[j] += h * Widen(dy[at]);
@@ -154,7 +154,8 @@ TYPED_TEST(StepKernelsTest, RotationAndBack) {
   RotateHeads(turned.data(), kStride, cos.data(), sin.data(), position.data(), /*inverse=*/true,
               kRows, kHeads, kSize);
   for (size_t i = 0; i < x.size(); ++i) {
-    ASSERT_NEAR(Widen(turned[i]), Widen(x[i]), 4 * TestFixture::kStep * (1 + std::abs(Widen(x[i]))));
+    ASSERT_NEAR(Widen(turned[i]), Widen(x[i]),
+                4 * TestFixture::kStep * (1 + std::abs(Widen(x[i]))));
   }
 }
 
