@@ -1,7 +1,12 @@
 #include "model/matmul.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <optional>
 
+#include "ATen/cpu/Utils.h"
 #include "ATen/ops/addmm.h"
 #include "ATen/ops/empty.h"
 #include "ATen/ops/linear.h"
@@ -92,6 +97,20 @@ bool HasBf16Products() {
   return has;
 #else
   return true;
+#endif
+}
+
+bool HasMatrixUnit() {
+#if defined(__x86_64__)
+  static const bool has = [] {
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's edx
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    return (d & kBf16) != 0 && (d & kTile) != 0 && at::cpu::init_amx();
+  }();
+  return has;
+#else
+  return false;
 #endif
 }
 

@@ -16,6 +16,10 @@ namespace stillhouse::ops {
 // Does PyTorch have bfloat16 products of its own for this CPU?
 bool HasBf16Products();
 
+// Has this CPU a matrix unit for bfloat16 (Intel AMX), and does the kernel let this process use it?
+// The first call asks.
+bool HasMatrixUnit();
+
 // x [T, K] times w [N, K] transposed, with gradients; plus `bias` [N] where it is defined, before
 // the result is rounded.
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias = {});

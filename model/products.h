@@ -3,8 +3,10 @@
 // The tensors that LibTorch wants are made once and pointed at other memory for each product, so
 // that nothing is allocated here; what LibTorch allocates within a product is its own (oneDNN: its
 // primitive and scratch). Matrices are row-major. bfloat16 on a CPU without such products is
-// multiplied as in matmul.h. All throw c10::Error; CallTorch turns it into a Status. Threads: one
-// at a time; inside, LibTorch's.
+// multiplied as in matmul.h. Wide products keep the fp32 sums of bfloat16 operands where LibTorch
+// brings Intel's MKL and the CPU a matrix unit (there its product is also 1.4 to 2 times as fast as
+// oneDNN's for these shapes); elsewhere they are rounded to bfloat16 and widened. All throw
+// c10::Error; CallTorch turns it into a Status. Threads: one at a time; inside, LibTorch's.
 #pragma once
 
 #include <cstdint>
@@ -35,13 +37,18 @@ class Products {
   void TimesTransposed(const Matrix& a, const Matrix& b, bool add, const Matrix& out);
   // out [m, n] = a [m, k] · b, b [k, n]; the same of `add`.
   void Times(const Matrix& a, const Matrix& b, bool add, const Matrix& out);
-  // out [n, k] = aᵀ · b, a [m, n], b [m, k].
-  void TransposedTimes(const Matrix& a, const Matrix& b, const Matrix& out);
+  // The same in fp32, rows end to end.
+  void TimesWide(const Matrix& a, const Matrix& b, float* out);
+  // out [n, k] fp32, rows end to end, = aᵀ · b, a [m, n], b [m, k]; or += where `add`.
+  void TransposedTimesWide(const Matrix& a, const Matrix& b, bool add, float* out);
 
  private:
   void Run(bool add);
+  void RunWide(const Matrix& a, bool transposed, const Matrix& b, bool add, float* out);
 
+  const at::ScalarType dtype_;
   at::Tensor a_, b_, out_;
+  at::Tensor narrow_;  // a product before it is widened
 };
 
 }  // namespace stillhouse

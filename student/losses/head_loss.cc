@@ -16,7 +16,7 @@ namespace stillhouse {
 namespace {
 
 constexpr int64_t kRowsPerTask = 4;
-constexpr int64_t kGradientsPerTask = 1 << 16;
+constexpr int64_t kGradientsPerTask = 1 << 14;
 
 bool HasExactTerm(const std::vector<LossTerm>& terms) {
   for (const LossTerm& term : terms) {
@@ -38,13 +38,6 @@ Matrix RowsOf(const at::Tensor& tensor, int64_t begin, int64_t rows) {
           columns};
 }
 Matrix WholeOf(const at::Tensor& tensor) { return RowsOf(tensor, 0, tensor.size(0)); }
-
-template <typename T>
-void AddToHead(const at::Tensor& gradient, bool first, const at::Tensor& out) {
-  ParallelFor(0, gradient.numel(), kGradientsPerTask, [&](int64_t begin, int64_t end) {
-    AccumulateGradient(Data<T>(gradient) + begin, end - begin, first, Data<float>(out) + begin);
-  });
-}
 
 }  // namespace
 
@@ -133,16 +126,21 @@ void HeadLoss::RunChunk(const Chunk& chunk) {
   } else {
     RunRows<float>(chunk);
   }
-  products_->Times(logits, head, /*add=*/false,
-                   RowsOf(chunk.gradients.hidden, chunk.begin, chunk.rows));
-  if (!chunk.gradients.head.defined()) return;
-  products_->TransposedTimes(logits, hidden, WholeOf(head_gradient_));
-  const bool first = chunk.gradients.first && chunk.begin == 0;
+  const Matrix gradient = RowsOf(chunk.gradients.hidden, chunk.begin, chunk.rows);
   if (is_bf16) {
-    AddToHead<uint16_t>(head_gradient_, first, chunk.gradients.head);
+    auto* wide = static_cast<float*>(hidden_gradient_.data_ptr());
+    products_->TimesWide(logits, head, wide);
+    ParallelFor(0, chunk.rows * hidden.columns, kGradientsPerTask, [&](int64_t begin, int64_t end) {
+      StoreRow(wide + begin, static_cast<size_t>(end - begin),
+               static_cast<uint16_t*>(gradient.data) + begin);
+    });
   } else {
-    AddToHead<float>(head_gradient_, first, chunk.gradients.head);
+    products_->Times(logits, head, /*add=*/false, gradient);
   }
+  if (!chunk.gradients.head.defined()) return;
+  const bool first = chunk.gradients.first && chunk.begin == 0;
+  products_->TransposedTimesWide(logits, hidden, /*add=*/!first,
+                                 static_cast<float*>(chunk.gradients.head.data_ptr()));
 }
 
 // Makes what a call over `rows` rows needs, where it is not there yet.
@@ -150,15 +148,15 @@ void HeadLoss::Prepare(int64_t rows, const at::Tensor& head, const RowTargets& t
   const at::ScalarType dtype = head.scalar_type();
   if (!logits_.defined() || logits_.scalar_type() != dtype) {
     products_.emplace(dtype);
-    logits_ = teacher_logits_ = head_gradient_ = at::Tensor();
+    logits_ = teacher_logits_ = hidden_gradient_ = at::Tensor();
   }
   const int64_t buffered = std::min(rows, chunk_rows_);
   if (!logits_.defined() || logits_.size(0) < buffered || logits_.size(1) != head.size(0)) {
     logits_ = at::empty({buffered, head.size(0)}, head.options());
+    if (dtype == at::kBFloat16) {
+      hidden_gradient_ = at::empty({buffered, head.size(1)}, at::TensorOptions().dtype(at::kFloat));
+    }
     if (exact_) teacher_logits_ = at::empty({buffered, teacher_head_.size(0)}, head.options());
-  }
-  if (!head_gradient_.defined() || head_gradient_.numel() != head.numel()) {
-    head_gradient_ = at::empty(head.sizes(), head.options());
   }
   size_t top_ids_max = 0;
   if (targets.top != nullptr) {

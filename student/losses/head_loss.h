@@ -104,7 +104,7 @@ class HeadLoss {
   std::optional<Products> products_;    // of the dtype of the last call
   at::Tensor logits_;                   // [chunk_rows, V]
   at::Tensor teacher_logits_;           // [chunk_rows, V of the teacher]
-  at::Tensor head_gradient_;            // [V, H]
+  at::Tensor hidden_gradient_;          // [chunk_rows, H] fp32, of a bf16 student
   std::vector<ThreadScratch> scratch_;  // one per thread
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "model/matmul.h"
 #include "model/vector_math.h"
 #include "student/planned/block_product_tiles.h"
 
@@ -135,10 +136,7 @@ void PackPairPanel(const uint16_t* b, int64_t stride, int64_t k, int64_t width, 
 
 }  // namespace
 
-bool HasTiles() {
-  static const bool has = internal::EnableTiles();
-  return has;
-}
+bool HasTiles() { return ops::HasMatrixUnit(); }
 
 template <typename T>
 void PackRows(ProductKind kind, const T* b, int64_t stride, int64_t k, int64_t n, T* packed) {

@@ -3,10 +3,7 @@
 #include "common/status.h"
 
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
-
-#include "ATen/cpu/Utils.h"
 #endif
 
 namespace stillhouse::planned::internal {
@@ -82,13 +79,6 @@ SH_TILES inline void MultiplyBlock16(const uint8_t* a, int64_t a_stride, const u
 
 }  // namespace
 
-bool EnableTiles() {
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's edx
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
-  return (d & kBf16) != 0 && (d & kTile) != 0 && at::cpu::init_amx();
-}
-
 SH_TILES void MultiplyTiles(const uint16_t* a, int64_t a_stride, const uint16_t* packed,
                             int64_t panel_stride, int64_t m, int64_t n, int64_t k, bool add,
                             float* c, int64_t c_stride) {
@@ -112,7 +102,6 @@ SH_TILES void MultiplyTiles(const uint16_t* a, int64_t a_stride, const uint16_t*
 
 #else
 
-bool EnableTiles() { return false; }
 void MultiplyTiles(const uint16_t*, int64_t, const uint16_t*, int64_t, int64_t, int64_t, int64_t,
                    bool, float*, int64_t) {
   SH_CHECK(false, "this processor has no matrix unit");

@@ -5,9 +5,6 @@
 
 namespace stillhouse::planned::internal {
 
-// Whether the processor and the kernel have it; asks the kernel for the right to use it.
-bool EnableTiles();
-
 void MultiplyTiles(const uint16_t* a, int64_t a_stride, const uint16_t* packed,
                    int64_t panel_stride, int64_t m, int64_t n, int64_t k, bool add, float* c,
                    int64_t c_stride);

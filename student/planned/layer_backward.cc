@@ -14,13 +14,6 @@ Matrix MatrixOf(const V* data, int64_t rows, int64_t columns, int64_t stride) {
   return {const_cast<V*>(data), rows, columns, stride};
 }
 
-template <typename T>
-void Accumulate(const T* gradient, int64_t count, bool add, float* out) {
-  ParallelFor(0, count, kGradientsPerTask, [&](int64_t begin, int64_t end) {
-    AccumulateGradient(gradient + begin, static_cast<size_t>(end - begin), !add, out + begin);
-  });
-}
-
 }  // namespace
 
 template <typename T>
@@ -51,11 +44,8 @@ absl::Status PlannedStep<T>::AddProjectionGradients(const ProjectionGroup<T>& gr
     const Weight<T>& weight = group.weights[i];
     SH_ASSIGN_OR_RETURN(const GradientPlace place, sink.Begin(weight.index));
     if (place.data != nullptr) {
-      T* product = buffers_.weight_gradient.data();
-      products_.TransposedTimes(MatrixOf(dy + column, tokens_, weight.rows, stride),
-                                MatrixOf(x, tokens_, inputs, inputs),
-                                MatrixOf(product, weight.rows, inputs, inputs));
-      Accumulate(product, weight.count(), place.add, place.data);
+      products_.TransposedTimesWide(MatrixOf(dy + column, tokens_, weight.rows, stride),
+                                    MatrixOf(x, tokens_, inputs, inputs), place.add, place.data);
       SH_RETURN_IF_ERROR(sink.Ready(weight.index));
     }
     const Weight<T>& bias = group.biases[i];

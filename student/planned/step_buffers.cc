@@ -59,8 +59,6 @@ StepBuffers<T>::StepBuffers(const ModelConfig& config, int64_t tokens) : tokens(
   stream_gradient = Matrix<float>(rows, hidden_size);
   stream_gradient_rounded = Matrix<T>(rows, hidden_size);
   norm_parts = Matrix<float>(NormParts(rows), std::max(hidden_size, config.head_dim));
-  weight_gradient =
-      Matrix<T>(hidden_size, std::max({mixed_width, query_width, config.intermediate_size}));
   positions = Matrix<int32_t>(rows, 1);
 }
 

@@ -49,7 +49,6 @@ struct StepBuffers {
   FlatBuffer<float> stream_gradient;      // [rows, H]
   FlatBuffer<T> stream_gradient_rounded;  // [rows, H]
   FlatBuffer<float> norm_parts;           // [NormParts(rows), max(H, D)]
-  FlatBuffer<T> weight_gradient;          // of the largest matrix of a layer
   FlatBuffer<int32_t> positions;          // [rows]
   FlatBuffer<T> teacher_hidden;           // made by the caller, which knows its width
 
