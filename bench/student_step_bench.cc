@@ -1,25 +1,43 @@
-// Training steps of half of SmolLM2 (15 of its 30 layers, 2,048 rows a step in two micro-batches):
-// cross-entropy alone, with sampled targets, with the exact KL from hidden states. Rows per second.
-// Needs the teacher's GGUF under .deps/teacher.
+// Timed training steps of half of a teacher (its first 15 layers, 2,048 rows a step in two
+// micro-batches, bf16), for tools/bench.py, which alternates them with PyTorch's. Prints one line
+// of JSON: {"rows", "seconds", "flops"}, the last with the products of weights alone.
+//
+//   student_step_bench MODE TEACHER STEPS
+//     ce, sampled, topk64, hidden_last   the loss; the last three with a tenth of cross-entropy
+//     autograd                           ce, with gradients by autograd
+//     teacher_head                       no step: the teacher's head times as many rows
+//     peak                               no step: the fastest of products of square matrices (1024,
+//     2048, 4096)
+//
+// Threads are OMP_NUM_THREADS'.
 #include <malloc.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <numeric>
+#include <string>
 #include <vector>
 
-#include "benchmark/benchmark.h"
+#include "ATen/ops/empty.h"
+#include "ATen/ops/randn.h"
+#include "absl/strings/numbers.h"
 #include "common/random.h"
 #include "common/status.h"
 #include "common/tensor_view.h"
 #include "formats/model_files.h"
 #include "model/decoder.h"
+#include "model/matmul.h"
+#include "storage/codec/top_tokens.h"
 #include "student/stepper.h"
 
 namespace stillhouse {
 namespace {
 
-constexpr uint32_t kDocuments = 8, kRows = 256, kDraws = 50;
+constexpr uint32_t kDocuments = 8, kRows = 256, kDraws = 50, kTop = 64;
 
 // Documents of equal length, of random ids.
 class BenchPlan final : public Plan {
@@ -56,6 +74,21 @@ class BenchPlan final : public Plan {
   std::vector<uint8_t> mask_;
 };
 
+// kTop ids with 86 % of the mass, as the teacher's have on its text.
+void AppendTop(RandomStream& random, uint32_t vocabulary, TopTokenRows* rows) {
+  std::vector<uint32_t> ids(kTop);
+  do {
+    for (uint32_t& id : ids) id = static_cast<uint32_t>(random.NextBelow(vocabulary));
+    std::sort(ids.begin(), ids.end());
+  } while (std::adjacent_find(ids.begin(), ids.end()) != ids.end());
+  for (const uint32_t id : ids) {
+    rows->ids.push_back(static_cast<int32_t>(id));
+    rows->levels.push_back(LevelOf(std::log(0.86 / kTop)));
+  }
+  rows->offsets.push_back(static_cast<uint32_t>(rows->ids.size()));
+  rows->residual_levels.push_back(LevelOf(std::log(0.14)));
+}
+
 DocumentTargets Targets(uint32_t document, uint32_t vocabulary, uint32_t width) {
   DocumentTargets targets;
   targets.document = document;
@@ -72,6 +105,7 @@ DocumentTargets Targets(uint32_t document, uint32_t vocabulary, uint32_t width) 
     }
     targets.sampled.offsets.push_back(static_cast<uint32_t>(targets.sampled.ids.size()));
     targets.stats.entropy.push_back(4.0f);
+    AppendTop(random, vocabulary, &targets.top);
     for (uint32_t i = 0; i < width; ++i) {
       targets.hidden.values.push_back(FloatToBf16(static_cast<float>(random.NextNormal())));
     }
@@ -79,27 +113,46 @@ DocumentTargets Targets(uint32_t document, uint32_t vocabulary, uint32_t width) 
   return targets;
 }
 
-void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, 1 << 30);
-  const auto files = OpenModelFiles(SH_BENCH_TEACHER);
-  if (!files.ok()) return state.SkipWithError(std::string(files.status().message()).c_str());
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+constexpr double kRowsPerStep = kDocuments * kRows;
+constexpr int kWarmUpSteps = 2;  // memory is touched, oneDNN makes its primitives
+
+std::vector<LossTerm> TermsOf(const std::string& mode) {
+  const LossTerm a_tenth{LossKind::kCrossEntropy, 1, 0.1};
+  if (mode == "sampled") return {{LossKind::kSampledKl, 1, 0.9}, a_tenth};
+  if (mode == "topk64") return {{LossKind::kTopKl, 1, 0.9}, a_tenth};
+  if (mode == "hidden_last") return {{LossKind::kExactKl, 1, 0.9}, a_tenth};
+  return {{LossKind::kCrossEntropy}};
+}
+
+nlohmann::json Train(const std::string& mode, const ModelFiles& files, int steps) {
+  const std::vector<LossTerm> terms = TermsOf(mode);
   StudentRecipe recipe;
   recipe.batch_tokens = 2048;
   recipe.micro_batch = 1024;
   recipe.steps = 1000;
   recipe.init.layers.resize(15);
   std::iota(recipe.init.layers.begin(), recipe.init.layers.end(), int64_t{0});
-  const auto shape = ResolveShape(recipe, files->config, {});
+  const auto shape = ResolveShape(recipe, files.config, {});
   SH_CHECK_OK(shape);
   StudentState student(shape->config, DType::kBF16);
-  SH_CHECK_OK(InitialiseMasters(*shape, *files->weights, 0, &student));
-  const auto vocabulary = static_cast<uint32_t>(files->tokenizer->size());
-  const auto width = static_cast<uint32_t>(files->config.hidden_size);
-  const auto teacher = LoadDecoder(*files, at::kBFloat16);
-  SH_CHECK_OK(teacher);
-  auto model =
-      MakeAutogradStudent(shape->config, student.Weights(), {terms, vocabulary, teacher->head});
+  SH_CHECK_OK(InitialiseMasters(*shape, *files.weights, 0, &student));
+  const auto vocabulary = static_cast<uint32_t>(files.tokenizer->size());
+  const auto width = static_cast<uint32_t>(files.config.hidden_size);
+  StudentLossOptions loss{terms, vocabulary, {}};
+  if (mode == "hidden_last") {
+    const auto teacher = LoadDecoder(files, at::kBFloat16);
+    SH_CHECK_OK(teacher);
+    loss.teacher_head = teacher->head.clone();
+  }
+  auto model = mode == "autograd"
+                   ? MakeAutogradStudent(shape->config, student.Weights(), loss)
+                   : MakePlannedStudent(shape->config, student.Weights(), loss, recipe.micro_batch);
   SH_CHECK_OK(model);
   const auto communicators = MakeThreadCommunicators(1, absl::Minutes(1));
   Zero2 zero2(student.plan, *communicators[0], student.Shard());
@@ -111,25 +164,74 @@ void Train(benchmark::State& state, const std::vector<LossTerm>& terms) {
   std::iota(numbers.begin(), numbers.end(), 0u);
   const StepSplit split =
       SplitStep(plan, numbers, 1, static_cast<uint64_t>(recipe.micro_batch), recipe.packing);
-  uint64_t step = 0;
   SkippedSteps skipped;
-  for (auto _ : state) {
-    SH_CHECK_OK(
-        stepper.Step(plan, documents, split, ++step, &skipped, [] { return absl::OkStatus(); }));
+  Clock::time_point start;
+  for (int step = 1; step <= kWarmUpSteps + steps; ++step) {
+    if (step == kWarmUpSteps + 1) start = Clock::now();
+    SH_CHECK_OK(stepper.Step(plan, documents, split, static_cast<uint64_t>(step), &skipped,
+                             [] { return absl::OkStatus(); }));
   }
-  state.SetItemsProcessed(static_cast<int64_t>(state.iterations() * kDocuments * kRows));
+  // Three products for each weight, and as many for each row's scores and mixture of values.
+  const ModelConfig& config = shape->config;
+  const double attention =
+      2.0 * static_cast<double>(config.layers * config.heads * config.head_dim * kRows / 2);
+  const double flops =
+      6 * (static_cast<double>(config.ParameterCount()) + attention) * kRowsPerStep * steps;
+  return {{"rows", kRowsPerStep * steps}, {"seconds", SecondsSince(start)}, {"flops", flops}};
 }
 
-void CrossEntropy(benchmark::State& state) { Train(state, {{LossKind::kCrossEntropy}}); }
-void SampledKl(benchmark::State& state) {
-  Train(state, {{LossKind::kSampledKl, 1, 0.9}, {LossKind::kCrossEntropy, 1, 0.1}});
+nlohmann::json TeacherHead(const ModelFiles& files, int steps) {
+  const auto bf16 = at::TensorOptions().dtype(at::kBFloat16);
+  const at::Tensor head = at::randn({files.config.vocab_size, files.config.hidden_size}, bf16);
+  const at::Tensor hidden = at::randn({1024, files.config.hidden_size}, bf16);
+  at::Tensor logits = at::empty({1024, files.config.vocab_size}, bf16);
+  ops::MatMulInto(logits, hidden, head.t());
+  const Clock::time_point start = Clock::now();
+  for (int step = 0; step < 2 * steps; ++step) ops::MatMulInto(logits, hidden, head.t());
+  const double flops = 2.0 * static_cast<double>(head.numel()) * kRowsPerStep * steps;
+  return {{"rows", kRowsPerStep * steps}, {"seconds", SecondsSince(start)}, {"flops", flops}};
 }
-void ExactKl(benchmark::State& state) {
-  Train(state, {{LossKind::kExactKl, 1, 0.9}, {LossKind::kCrossEntropy, 1, 0.1}});
+
+nlohmann::json Peak(int steps) {
+  const auto bf16 = at::TensorOptions().dtype(at::kBFloat16);
+  double best = 0;
+  for (const int64_t side : {1024, 2048, 4096}) {
+    const at::Tensor a = at::randn({side, side}, bf16), b = at::randn({side, side}, bf16);
+    at::Tensor out = at::empty({side, side}, bf16);
+    ops::MatMulInto(out, a, b);
+    // As long for each size.
+    const int64_t times = steps * (4096 / side) * (4096 / side) * (4096 / side);
+    const Clock::time_point start = Clock::now();
+    for (int64_t i = 0; i < times; ++i) ops::MatMulInto(out, a, b);
+    const double flops = 2.0 * static_cast<double>(side * side * side * times);
+    best = std::max(best, flops / SecondsSince(start));
+  }
+  return {{"rows", 1}, {"seconds", 1.0}, {"flops", best}};
 }
-BENCHMARK(CrossEntropy)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);
-BENCHMARK(SampledKl)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);
-BENCHMARK(ExactKl)->Unit(benchmark::kMillisecond)->UseRealTime()->Iterations(4);
+
+int Main(int argc, char** argv) {
+  int steps = 0;
+  if (argc != 4 || !absl::SimpleAtoi(argv[3], &steps) || steps < 1) {
+    std::fprintf(stderr, "usage: student_step_bench MODE TEACHER STEPS\n");
+    return 2;
+  }
+  // What LibTorch's products take and give back stays in the process.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  const std::string mode = argv[1];
+  nlohmann::json result;
+  if (mode == "peak") {
+    result = Peak(steps);
+  } else {
+    const auto files = OpenModelFiles(argv[2]);
+    SH_CHECK_OK(files);
+    result = mode == "teacher_head" ? TeacherHead(*files, steps) : Train(mode, *files, steps);
+  }
+  std::printf("%s\n", result.dump().c_str());
+  return 0;
+}
 
 }  // namespace
 }  // namespace stillhouse
+
+int main(int argc, char** argv) { return stillhouse::Main(argc, argv); }

@@ -1,8 +1,13 @@
 #include "model/matmul.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <optional>
 
+#include "ATen/cpu/Utils.h"
 #include "ATen/ops/addmm.h"
 #include "ATen/ops/empty.h"
 #include "ATen/ops/linear.h"
@@ -103,6 +108,20 @@ at::Tensor VectorLinear(const at::Tensor& x, const at::Tensor& w, const at::Tens
 bool HasBf16Products() { return Bf16Products(); }
 void PretendBf16Products(bool has) { Bf16Products() = has; }
 
+bool HasMatrixUnit() {
+#if defined(__x86_64__)
+  static const bool has = [] {
+    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's edx
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return false;
+    return (d & kBf16) != 0 && (d & kTile) != 0 && at::cpu::init_amx();
+  }();
+  return has;
+#else
+  return false;
+#endif
+}
+
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias) {
   const auto given = bias.defined() ? std::optional<at::Tensor>(bias) : std::nullopt;
   const bool trains =
@@ -121,6 +140,14 @@ void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
     out.copy_(at::mm(a.to(at::kFloat), b.to(at::kFloat)));
   } else {
     at::mm_out(out, a, b);
+  }
+}
+
+void AddMatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b) {
+  if (Widens(a)) {
+    out.copy_(at::addmm(out.to(at::kFloat), a.to(at::kFloat), b.to(at::kFloat)));
+  } else {
+    at::addmm_out(out, out, a, b);
   }
 }
 

@@ -19,12 +19,18 @@ bool HasBf16Products();
 // the speed is not. Nothing else may be computing.
 void PretendBf16Products(bool has);
 
+// Has this CPU a matrix unit for bfloat16 (Intel AMX), and does the kernel let this process use it?
+// The first call asks.
+bool HasMatrixUnit();
+
 // x [T, K] times w [N, K] transposed, with gradients; plus `bias` [N] where it is defined, before
 // the result is rounded.
 at::Tensor Linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& bias = {});
 
 // out = a b, for two-dimensional tensors of one dtype; no gradients.
 void MatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
+// out += a b.
+void AddMatMulInto(at::Tensor& out, const at::Tensor& a, const at::Tensor& b);
 
 // Scaled dot-product attention, with gradients: q, k, v are [documents, heads, tokens, size].
 at::Tensor Attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool causal);

@@ -281,10 +281,11 @@ void Reader::ReadLoss(const YamlNode& node, const std::string& path, StudentReci
 
 void Reader::ReadKl(Fields& f, LossRecipe& loss) {
   using Targets = LossRecipe::Targets;
-  f.LaterWord("targets", "topk", "top-k targets");
   f.LaterWord("targets", "topp", "top-p targets");
   f.Choice<Targets>("targets", Need::kOptional,
-                    {{"sampled", Targets::kSampled}, {"hidden_last", Targets::kHiddenLast}},
+                    {{"sampled", Targets::kSampled},
+                     {"topk", Targets::kTopK},
+                     {"hidden_last", Targets::kHiddenLast}},
                     &loss.targets);
   const YamlNode* temperature = f.Find("temperature");
   if (temperature != nullptr && temperature->kind == YamlNode::Kind::kMap) {

@@ -66,7 +66,7 @@ struct InitRecipe {
 
 struct LossRecipe {
   enum class Kind { kKl, kCrossEntropy } kind = Kind::kKl;
-  enum class Targets { kSampled, kHiddenLast } targets = Targets::kSampled;  // of kKl
+  enum class Targets { kSampled, kHiddenLast, kTopK } targets = Targets::kSampled;  // of kKl
   double temperature = 1.0;  // the KL is multiplied by temperature²
   double weight = 1.0;
 };

@@ -22,6 +22,21 @@ void CheckLoss(const Recipe& recipe, const LossRecipe& loss, const std::string& 
     }
     return;
   }
+  if (loss.targets == LossRecipe::Targets::kTopK) {
+    bool captured = false;
+    for (const TopRecipe& top : recipe.capture.top) captured |= top.p_millionths == 0;
+    if (!captured) {
+      report.AddAt(kl + ".targets",
+                   "topk needs the teacher's most likely ids: write \"logits: {method: topk, k: "
+                   "64}\" under capture");
+    }
+    if (loss.temperature != 1.0) {
+      report.AddAt(kl + ".temperature",
+                   "top-k targets hold the teacher at temperature 1; what lies outside them cannot "
+                   "be brought to another: use 1.0, or targets: hidden_last");
+    }
+    return;
+  }
   if (!recipe.capture.sampled_draws.has_value()) {
     report.AddAt(
         kl + ".targets",

@@ -82,7 +82,17 @@ void AddStudent(const StudentRecipe& student, Canonical& out) {
     const bool kl = loss.kind == LossRecipe::Kind::kKl;
     out.Add("loss", kl ? 0 : 1);
     if (kl) {
-      out.Add("targets", loss.targets == LossRecipe::Targets::kSampled ? 0 : 1);
+      switch (loss.targets) {
+        case LossRecipe::Targets::kSampled:
+          out.Add("targets", 0);
+          break;
+        case LossRecipe::Targets::kHiddenLast:
+          out.Add("targets", 1);
+          break;
+        case LossRecipe::Targets::kTopK:
+          out.Add("targets", 2);
+          break;
+      }
       out.AddReal("temperature", loss.temperature);
     }
     out.AddReal("weight", loss.weight);

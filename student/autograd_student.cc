@@ -13,6 +13,7 @@
 #include "model/decoder.h"
 #include "model/parallel.h"
 #include "model/torch_status.h"
+#include "student/bind_student.h"
 #include "student/losses/row_kernels.h"
 #include "student/student_model.h"
 #include "torch/csrc/autograd/function_hook.h"
@@ -145,7 +146,8 @@ class AutogradStudent final : public StudentModel {
     at::Tensor rows, row_gradient, loss_rows;
     RowTargets targets;
     targets.labels = batch.labels;
-    targets.sampled = batch.sampled;
+    targets.sampled = &batch.sampled;
+    targets.top = &batch.top;
     targets.teacher_entropy = batch.teacher_entropy;
     const size_t head = IndexOf(tied ? kEmbedding : kHead);
     SH_ASSIGN_OR_RETURN(const GradientPlace place, sink.Begin(head));
@@ -210,52 +212,12 @@ class AutogradStudent final : public StudentModel {
 
 }  // namespace
 
-FlatLayout StudentLayout(const ModelConfig& config) {
-  std::vector<std::pair<std::string, size_t>> order;
-  const std::vector<ModelConfig::Parameter> parameters = config.Parameters();
-  std::pair<std::string, size_t> embedding;
-  for (auto it = parameters.rbegin(); it != parameters.rend(); ++it) {
-    size_t count = 1;
-    for (const int64_t size : it->shape) count *= static_cast<size_t>(size);
-    if (it->name == kEmbedding) {
-      embedding = {it->name, count};
-    } else {
-      order.emplace_back(it->name, count);
-    }
-  }
-  order.push_back(std::move(embedding));
-  return FlatLayout(order);
-}
-
 absl::StatusOr<std::unique_ptr<StudentModel>> MakeAutogradStudent(const ModelConfig& config,
                                                                   const TensorView& weights,
                                                                   const StudentLossOptions& loss) {
-  SH_RETURN_IF_ERROR(config.Validate());
-  FlatLayout layout = StudentLayout(config);
-  SH_CHECK(weights.count == layout.size());
-  SH_CHECK(weights.dtype == DType::kF32 || weights.dtype == DType::kBF16);
-  if (loss.vocabulary <= 0 || loss.vocabulary > config.vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat("the tokenizer has ", loss.vocabulary,
-                                                   " ids, the student's head only ",
-                                                   config.vocab_size, " rows"));
-  }
-  const at::ScalarType dtype = weights.dtype == DType::kF32 ? at::kFloat : at::kBFloat16;
-  SH_ASSIGN_OR_RETURN(
-      DecoderWeights bound,
-      BindDecoder(
-          config, [&](const ModelConfig::Parameter& parameter) -> absl::StatusOr<at::Tensor> {
-            const FlatParameter* place = layout.Find(parameter.name);
-            char* data =
-                static_cast<char*>(weights.data) + place->offset * DTypeSize(weights.dtype);
-            at::Tensor tensor;
-            SH_RETURN_IF_ERROR(CallTorch([&] {
-              tensor = at::from_blob(data, parameter.shape, at::TensorOptions().dtype(dtype));
-              tensor.requires_grad_(true);
-            }));
-            return tensor;
-          }));
+  SH_ASSIGN_OR_RETURN(DecoderWeights bound, BindStudent(config, weights, loss, /*trains=*/true));
   return std::unique_ptr<StudentModel>(
-      std::make_unique<AutogradStudent>(std::move(bound), std::move(layout), loss));
+      std::make_unique<AutogradStudent>(std::move(bound), StudentLayout(config), loss));
 }
 
 }  // namespace stillhouse

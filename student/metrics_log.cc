@@ -17,6 +17,8 @@ std::string TermName(const LossTerm& term) {
       return "cross_entropy";
     case LossKind::kSampledKl:
       return "kl_sampled";
+    case LossKind::kTopKl:
+      return "kl_top";
     case LossKind::kExactKl:
       return term.temperature == 1.0 ? "kl" : absl::StrCat("kl_at_", term.temperature);
   }

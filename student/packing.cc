@@ -50,6 +50,7 @@ MicroBatch MakeMicroBatch(const Plan& plan, absl::Span<const DocumentTargets> do
       if (targets.sampled.rows() > 0) AppendRow(targets.sampled, t, &batch.sampled);
       if (targets.stats.rows() > 0) batch.teacher_entropy.push_back(targets.stats.entropy[t]);
       if (targets.hidden.rows() > 0) AppendRow(targets.hidden, t, &batch.teacher_hidden);
+      if (targets.top.rows() > 0) AppendRow(targets.top, t, &batch.top);
     }
   }
   return batch;

@@ -16,6 +16,7 @@ struct DocumentTargets {
   SampledRows sampled;
   StatsRows stats;
   HiddenRows hidden;
+  TopTokenRows top;
 };
 
 // One forward and backward pass. Documents lie end to end; each has `lengths[i]` tokens of input,
@@ -31,6 +32,7 @@ struct MicroBatch {
   SampledRows sampled;                 // R rows, or none
   std::vector<float> teacher_entropy;  // [R], or empty
   HiddenRows teacher_hidden;           // R rows, or none
+  TopTokenRows top;                    // R rows, or none
 };
 
 // Groups `rows` (rows of each document, in order) into runs of neighbours: packed, a group has at

@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 #include "student/run_stop.h"
 
 namespace stillhouse {
@@ -242,7 +243,7 @@ absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Pa
         absl::StrCat("document ", entry.targets.document, " section ", piece.spec.Name());
     if (!parts[i].has_value()) {
       entry.state = State::kWaiting;
-      entry.targets = {entry.targets.document, {}, {}, {}};
+      entry.targets = DocumentTargets{.document = entry.targets.document};
       // Asked again, whoever said that it was durable may find out.
       ChunkState& chunk = Chunk(entry.chunk);
       if (chunk.watch.durable()) ++chunk.missing;  // once, however many of its documents lack it
@@ -273,6 +274,9 @@ absl::Status Prefetcher::Decode(const Fetch& fetch, std::vector<std::optional<Pa
                      : DecodeHidden(parts[i]->payload, piece.rows, &targets.hidden);
         break;
       case SectionKind::kLogitsTopK:
+        status = DecodeTopTokens(parts[i]->payload, piece.rows, plan_->vocabulary(), piece.spec.k,
+                                 &targets.top);
+        break;
       case SectionKind::kLogitsTopP:
       case SectionKind::kHiddenLayer:
         status = absl::UnimplementedError("no loss reads it");

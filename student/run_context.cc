@@ -1,6 +1,7 @@
 #include "student/run_context.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "ATen/ops/empty.h"
@@ -101,11 +102,12 @@ absl::StatusOr<std::vector<LossTerm>> LossTermsOf(const StudentRecipe& student) 
       term.kind = LossKind::kExactKl;
       term.temperature = loss.temperature;
     } else if (loss.temperature == 1.0) {
-      term.kind = LossKind::kSampledKl;
+      term.kind =
+          loss.targets == LossRecipe::Targets::kTopK ? LossKind::kTopKl : LossKind::kSampledKl;
     } else {
-      return absl::FailedPreconditionError(
-          absl::StrCat("student ", student.name, ": sampled targets serve temperature 1 only, not ",
-                       loss.temperature, ": capture hidden/last and use targets: hidden"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "student ", student.name, ": sampled and top-k targets serve temperature 1 only, not ",
+          loss.temperature, ": capture hidden/last and use targets: hidden"));
     }
     terms.push_back(term);
   }
@@ -122,10 +124,14 @@ absl::StatusOr<std::vector<SectionSpec>> SectionsOf(const std::vector<LossTerm>&
     for (const SectionSpec& section : sections) {
       if (section.kind == kind) return absl::OkStatus();
     }
+    std::optional<SectionSpec> found;
     for (const std::string& canonical : captured) {
       SH_ASSIGN_OR_RETURN(const SectionSpec spec, ParseSectionSpec(canonical));
-      if (spec.kind != kind) continue;
-      sections.push_back(spec);
+      // Of several top-k sections, the one that says most.
+      if (spec.kind == kind && (!found.has_value() || spec.k > found->k)) found = spec;
+    }
+    if (found.has_value()) {
+      sections.push_back(*found);
       return absl::OkStatus();
     }
     SectionSpec missing;
@@ -138,6 +144,7 @@ absl::StatusOr<std::vector<SectionSpec>> SectionsOf(const std::vector<LossTerm>&
       SH_RETURN_IF_ERROR(need(SectionKind::kLogitsSampled));
       SH_RETURN_IF_ERROR(need(SectionKind::kStats));
     }
+    if (term.kind == LossKind::kTopKl) SH_RETURN_IF_ERROR(need(SectionKind::kLogitsTopK));
     if (term.kind == LossKind::kExactKl) SH_RETURN_IF_ERROR(need(SectionKind::kHiddenLast));
   }
   return sections;

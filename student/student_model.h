@@ -20,6 +20,7 @@
 #include "sharding/gradient_sink.h"
 #include "student/losses/head_loss.h"
 #include "student/packing.h"
+#include "student/planned/step_observer.h"
 
 namespace stillhouse {
 
@@ -52,8 +53,18 @@ struct StudentLossOptions {
   at::Tensor teacher_head;  // compute dtype; for exact terms only
 };
 
+// Gradients by a step written by hand (planned/planned_step.h), in memory made before: for
+// `tokens_max` tokens at once, and more where a micro-batch is larger. `weights` is the flat buffer
+// of what the forward pass reads: fp32 or bf16. `observer` may be null, else must outlive the
+// student.
+absl::StatusOr<std::unique_ptr<StudentModel>> MakePlannedStudent(const ModelConfig& config,
+                                                                 const TensorView& weights,
+                                                                 const StudentLossOptions& loss,
+                                                                 int64_t tokens_max,
+                                                                 StepObserver* observer = nullptr);
+
 // Gradients by autograd through the decoder, with the head and the losses fused
-// (losses/head_loss.h). `weights` is the flat buffer of what the forward pass reads: fp32 or bf16.
+// (losses/head_loss.h): the oracle that planned gradients are compared with.
 absl::StatusOr<std::unique_ptr<StudentModel>> MakeAutogradStudent(const ModelConfig& config,
                                                                   const TensorView& weights,
                                                                   const StudentLossOptions& loss);

@@ -164,8 +164,8 @@ class Run {
       SH_RETURN_IF_ERROR(CallTorch([&] { loss.teacher_head = teacher_head_.to(dtype); }));
       break;
     }
-    SH_ASSIGN_OR_RETURN(model_,
-                        MakeAutogradStudent(context_.shape.config, state_->Weights(), loss));
+    SH_ASSIGN_OR_RETURN(model_, MakePlannedStudent(context_.shape.config, state_->Weights(), loss,
+                                                   context_.student.micro_batch));
     stepper_ = std::make_unique<Stepper>(context_.student, context_.terms, *model_, *zero2_);
     cursor_ = std::make_unique<DataCursor>(context_.plan, context_.student.seed, progress_.data);
     PrefetchOptions options;

@@ -11,7 +11,7 @@ tools/setup/setup.sh bench parity
 tools/build.sh release
 .deps/bench/bin/python tools/bench.py "$@"
 [ $# = 0 ] || exit 0
-for program in codec_bench adamw_bench student_step_bench; do
+for program in codec_bench adamw_bench; do
   [ -x "build-release/bench/$program" ] || continue
   printf '\n== %s\n' "$program"
   "build-release/bench/$program" --benchmark_min_time=0.5 --benchmark_counters_tabular=true

@@ -16,6 +16,7 @@ namespace stillhouse::internal {
 struct RowScratch {
   RowScratch(std::vector<float>& room, size_t n);
   float *student, *student_exp, *gradient, *teacher, *teacher_exp;
+  float *top_logits, *top_exp;
 };
 
 struct RowInput {
@@ -24,6 +25,8 @@ struct RowInput {
   absl::Span<const uint16_t> counts;  // as many
   uint32_t draws = 0;
   float teacher_entropy = 0;
+  absl::Span<const int32_t> top_ids;     // ascending
+  absl::Span<const float> top_logprobs;  // as many, and last that of all others together
 };
 
 // Computes one row whose logits lie in scratch.student (largest `student_max`) and, for exact

@@ -282,6 +282,9 @@ TEST(RefusalTest, KeysThatDoNotFitTogether) {
       {"  logits: {method: sampled, draws: 50}", "  hidden: {last: true}",
        "20:24: students[0].losses[0].kl.targets: sampled needs sampled logits: write \"logits: "
        "{method: sampled, draws: 50}\" under capture"},
+      {"targets: sampled", "targets: topk",
+       "20:24: students[0].losses[0].kl.targets: topk needs the teacher's most likely ids: write "
+       "\"logits: {method: topk, k: 64}\" under capture"},
       {"targets: sampled", "targets: hidden_last",
        "20:24: students[0].losses[0].kl.targets: hidden_last needs the teacher's last hidden "
        "state: "

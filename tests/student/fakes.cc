@@ -1,6 +1,7 @@
 #include "tests/student/fakes.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "common/file.h"
 #include "common/random.h"
@@ -8,6 +9,7 @@
 #include "common/tensor_view.h"
 #include "dataset/plan_writer.h"
 #include "storage/codec.h"
+#include "storage/codec/top_tokens.h"
 
 namespace stillhouse {
 
@@ -50,9 +52,12 @@ std::shared_ptr<const Plan> MakeTestPlan(const TestPlanOptions& options) {
 }
 
 std::vector<SectionSpec> TestTeacher::Sections() const {
-  return {{.kind = SectionKind::kStats},
-          {.kind = SectionKind::kLogitsSampled, .draws = draws},
-          {.kind = SectionKind::kHiddenLast, .hidden_size = hidden_size}};
+  std::vector<SectionSpec> sections = {
+      {.kind = SectionKind::kStats},
+      {.kind = SectionKind::kLogitsSampled, .draws = draws},
+      {.kind = SectionKind::kHiddenLast, .hidden_size = hidden_size}};
+  if (top_k > 0) sections.push_back({.kind = SectionKind::kLogitsTopK, .k = top_k});
+  return sections;
 }
 
 DocumentTargets TestTeacher::Targets(const Plan& plan, uint32_t document) const {
@@ -85,6 +90,11 @@ DocumentTargets TestTeacher::Targets(const Plan& plan, uint32_t document) const 
     for (uint32_t i = 0; i < hidden_size; ++i) {
       targets.hidden.values.push_back(FloatToBf16(static_cast<float>(random.NextNormal())));
     }
+    if (top_k == 0) continue;
+    // All ids alike, but for the true next token.
+    std::vector<float> logprobs(vocabulary, static_cast<float>(std::log(0.6 / (vocabulary - 1))));
+    logprobs[static_cast<size_t>(planned.tokens[row + 1])] = static_cast<float>(std::log(0.4));
+    AppendTopRow(logprobs, {.k = top_k}, &targets.top);
   }
   return targets;
 }
@@ -104,6 +114,9 @@ std::vector<Part> TestTeacher::Parts(const Plan& plan, uint32_t document) const 
       }
       if (spec.kind == SectionKind::kHiddenLast) {
         part.payload = EncodeHidden(targets.hidden, begin, end);
+      }
+      if (spec.kind == SectionKind::kLogitsTopK) {
+        part.payload = EncodeTopTokens(targets.top, begin, end);
       }
       parts.push_back(std::move(part));
     }

@@ -38,8 +38,9 @@ struct TestTeacher {
   uint32_t vocabulary = 53;
   uint32_t hidden_size = 12;
   uint32_t draws = 50;
+  uint32_t top_k = 0;  // 0: no logits/topk
 
-  std::vector<SectionSpec> Sections() const;  // stats, logits/sampled, hidden/last
+  std::vector<SectionSpec> Sections() const;  // stats, logits/sampled, hidden/last, logits/topk
   DocumentTargets Targets(const Plan& plan, uint32_t document) const;
   std::vector<Part> Parts(const Plan& plan, uint32_t document) const;  // of all sections
 };

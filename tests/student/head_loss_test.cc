@@ -1,5 +1,6 @@
 #include "student/losses/head_loss.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -8,6 +9,8 @@
 #include "ATen/ops/zeros.h"
 #include "common/random.h"
 #include "gtest/gtest.h"
+#include "storage/codec/top_tokens.h"
+#include "student/losses/row_loss.h"
 
 namespace stillhouse {
 namespace {
@@ -28,26 +31,47 @@ at::Tensor Random(int64_t rows, int64_t columns, uint64_t stream, double scale,
 
 struct Problem {
   at::Tensor hidden, head, teacher_head;
-  RowTargets targets;
+  std::vector<int32_t> labels;
+  std::vector<float> teacher_entropy;
+  SampledRows sampled;
+  TopTokenRows top;
+  RowTargets targets;  // of the four above
+  Problem(const Problem&) = delete;
+  Problem& operator=(const Problem&) = delete;
   explicit Problem(at::ScalarType dtype) {
     hidden = Random(kRows, kHidden, 1, 1.0, dtype);
     head = Random(kColumns, kHidden, 2, 0.8, dtype);
     teacher_head = Random(kTeacherColumns, kTeacherHidden, 3, 0.8, dtype);
     targets.teacher_hidden = Random(kRows, kTeacherHidden, 4, 1.0, dtype);
     RandomStream random(22);
-    targets.sampled.draws = kDraws;
+    sampled.draws = kDraws;
     for (int64_t row = 0; row < kRows; ++row) {
-      targets.labels.push_back(static_cast<int32_t>(random.NextBelow(kVocabulary)));
-      targets.teacher_entropy.push_back(static_cast<float>(random.NextUniform() * 3));
+      labels.push_back(static_cast<int32_t>(random.NextBelow(kVocabulary)));
+      teacher_entropy.push_back(static_cast<float>(random.NextUniform() * 3));
       std::vector<uint16_t> counts(kVocabulary);
       for (uint32_t draw = 0; draw < kDraws; ++draw) ++counts[random.NextBelow(kVocabulary / 3)];
       for (int32_t id = 0; id < kVocabulary; ++id) {
         if (counts[id] == 0) continue;
-        targets.sampled.ids.push_back(id);
-        targets.sampled.counts.push_back(counts[id]);
+        sampled.ids.push_back(id);
+        sampled.counts.push_back(counts[id]);
       }
-      targets.sampled.offsets.push_back(static_cast<uint32_t>(targets.sampled.ids.size()));
+      sampled.offsets.push_back(static_cast<uint32_t>(sampled.ids.size()));
     }
+    targets.labels = labels;
+    targets.sampled = &sampled;
+    for (int64_t row = 0; row < kRows; ++row) {
+      // As many as reach nine tenths, so that rows differ; all of them in the last row.
+      std::vector<float> logprobs(kVocabulary);
+      double sum = 0;
+      for (float& value : logprobs) value = static_cast<float>(random.NextNormal() * 2);
+      for (const float value : logprobs) sum += std::exp(value);
+      for (float& value : logprobs) value -= static_cast<float>(std::log(sum));
+      TopRule rule{.k = kVocabulary};
+      if (row + 1 < kRows) rule.p = 0.9;
+      AppendTopRow(logprobs, rule, &top);
+    }
+    targets.top = &top;
+    targets.teacher_entropy = teacher_entropy;
   }
 };
 
@@ -77,11 +101,25 @@ double TermValue(const LossTerm& term, const Row& z, const Row& t, const RowTarg
   if (term.kind == LossKind::kCrossEntropy) return LogSumExp(z) - z[targets.labels[row]];
   if (term.kind == LossKind::kSampledKl) {
     double value = -targets.teacher_entropy[row];
-    for (uint32_t i = targets.sampled.offsets[row]; i < targets.sampled.offsets[row + 1]; ++i) {
+    for (uint32_t i = targets.sampled->offsets[row]; i < targets.sampled->offsets[row + 1]; ++i) {
       value +=
-          targets.sampled.counts[i] / double{kDraws} * (LogSumExp(z) - z[targets.sampled.ids[i]]);
+          targets.sampled->counts[i] / double{kDraws} * (LogSumExp(z) - z[targets.sampled->ids[i]]);
     }
     return value;
+  }
+  if (term.kind == LossKind::kTopKl) {
+    const std::vector<float> p = LogProbabilities(*targets.top, static_cast<size_t>(row));
+    Row outside = z;
+    double value = 0;
+    const uint32_t from = targets.top->offsets[row], to = targets.top->offsets[row + 1];
+    for (uint32_t i = from; i < to; ++i) {
+      const double logprob = p[i - from];
+      const int32_t id = targets.top->ids[i];
+      value += std::exp(logprob) * (logprob - (z[id] - LogSumExp(z)));
+      outside[id] = -1e300;
+    }
+    if (to - from == kVocabulary) return value;
+    return value + std::exp(p.back()) * (p.back() - (LogSumExp(outside) - LogSumExp(z)));
   }
   Row zt = z, tt = t;
   for (double& v : zt) v /= term.temperature;
@@ -153,14 +191,19 @@ struct Case {
 
 std::vector<Case> Cases() {
   using enum LossKind;
-  return {
-      {"cross-entropy", {{kCrossEntropy, 1, 1}}},
-      {"sampled", {{kSampledKl, 1, 1}}},
-      {"exact", {{kExactKl, 1, 1}}},
-      {"exact at 2", {{kExactKl, 2, 1}}},
-      {"sampled and cross-entropy", {{kSampledKl, 1, 0.9}, {kCrossEntropy, 1, 0.1}}},
-      {"all",
-       {{kExactKl, 3, 0.5}, {kCrossEntropy, 1, 0.2}, {kExactKl, 1, 0.3}, {kSampledKl, 1, 0.4}}}};
+  return {{"cross-entropy", {{kCrossEntropy, 1, 1}}},
+          {"sampled", {{kSampledKl, 1, 1}}},
+          {"top", {{kTopKl, 1, 1}}},
+          {"top and cross-entropy", {{kTopKl, 1, 0.7}, {kCrossEntropy, 1, 0.3}}},
+          {"exact", {{kExactKl, 1, 1}}},
+          {"exact at 2", {{kExactKl, 2, 1}}},
+          {"sampled and cross-entropy", {{kSampledKl, 1, 0.9}, {kCrossEntropy, 1, 0.1}}},
+          {"all",
+           {{kExactKl, 3, 0.5},
+            {kCrossEntropy, 1, 0.2},
+            {kTopKl, 1, 0.6},
+            {kExactKl, 1, 0.3},
+            {kSampledKl, 1, 0.4}}}};
 }
 
 void CheckCase(const Case& c, at::ScalarType dtype, int64_t chunk_rows, double value_tolerance,
@@ -204,6 +247,47 @@ TEST(HeadLossTest, ValuesAndGradientsFollowADoubleReferenceInFp32) {
 TEST(HeadLossTest, FollowsTheReferenceInBf16) {
   // Logits of up to about 12 are rounded to 8 bits: half a unit in the last place is 0.03.
   for (const Case& c : Cases()) CheckCase(c, at::kBFloat16, /*chunk_rows=*/16, 0.2, 0.03);
+}
+
+// A student that is all but certain of the top ids: the mass outside them is below what fp32 holds,
+// and its gradient must neither vanish nor be infinite.
+TEST(HeadLossTest, TopTermsBearAStudentWithNoMassOutside) {
+  constexpr size_t kCount = 40, kTop = 5;
+  const std::vector<LossTerm> terms = {{LossKind::kTopKl, 1, 1}};
+  const std::vector<double> coefficients = {1};
+  for (const float gap : {20.0f, 60.0f, 200.0f}) {
+    std::vector<float> room;
+    internal::RowScratch scratch(room, kCount);
+    Row z(kCount);
+    RandomStream random(31);
+    for (size_t j = 0; j < kCount; ++j) {
+      scratch.student[j] = static_cast<float>(random.NextNormal()) + (j < kTop ? gap : 0);
+      z[j] = scratch.student[j];
+    }
+    const float largest = *std::max_element(scratch.student, scratch.student + kCount);
+    const std::vector<int32_t> ids = {0, 1, 2, 3, 4};
+    const std::vector<float> logprobs(kTop + 1, static_cast<float>(std::log(1.0 / (kTop + 1))));
+    internal::RowInput input;
+    input.top_ids = ids;
+    input.top_logprobs = logprobs;
+    double value = 0;
+    internal::ComputeRow(terms, coefficients, input, kCount, largest, 0, scratch,
+                         absl::MakeSpan(&value, 1));
+    double inside_sum = 0, outside_sum = 0;
+    for (size_t j = 0; j < kCount; ++j) (j < kTop ? inside_sum : outside_sum) += std::exp(z[j]);
+    const double share = 1.0 / (kTop + 1), sum = inside_sum + outside_sum;
+    double wanted = share * (std::log(share) - std::log(outside_sum / sum));
+    for (size_t j = 0; j < kTop; ++j) {
+      wanted += share * (std::log(share) - (z[j] - std::log(sum)));
+      EXPECT_NEAR(scratch.gradient[j], std::exp(z[j]) / sum - share, 1e-6);
+    }
+    EXPECT_NEAR(value, wanted, 1e-4 * wanted);
+    for (size_t j = kTop; j < kCount; ++j) {
+      const double q = std::exp(z[j]) / sum;
+      EXPECT_NEAR(scratch.gradient[j], q - share * std::exp(z[j]) / outside_sum, 1e-6) << gap;
+      EXPECT_EQ(scratch.student[j], static_cast<float>(z[j])) << "the logits stay";
+    }
+  }
 }
 
 TEST(HeadLossTest, PaddingColumnsChangeNothingAndGetNoGradient) {

@@ -53,6 +53,9 @@ class PrefetcherTest : public testing::Test {
     EXPECT_EQ(got.sampled.counts, wanted.sampled.counts);
     EXPECT_EQ(got.hidden.values, wanted.hidden.values);
     EXPECT_EQ(got.stats.rows(), wanted.stats.rows());
+    EXPECT_EQ(got.top.ids, wanted.top.ids);
+    EXPECT_EQ(got.top.levels, wanted.top.levels);
+    EXPECT_EQ(got.top.residual_levels, wanted.top.residual_levels);
   }
 
   ManualExecutor executor_;
@@ -79,6 +82,18 @@ TEST_F(PrefetcherTest, GivesDocumentsInOrderAndFewerAtTheEnd) {
   ASSERT_TRUE(taken.has_value() && taken->ok());
   EXPECT_TRUE((*taken)->empty());
   EXPECT_LT(cache_.gets, 24u);  // batched
+}
+
+TEST_F(PrefetcherTest, BringsTopTokensToo) {
+  teacher_.top_k = 7;
+  MakeAllDurable();
+  auto prefetcher = Make();
+  const Taken taken = Take(*prefetcher, 3);
+  ASSERT_TRUE(taken.has_value() && taken->ok()) << taken->status();
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_GT((**taken)[i].top.rows(), 0u);
+    ExpectTargets((**taken)[i], order_[i]);
+  }
 }
 
 TEST_F(PrefetcherTest, T1_WaitsForAPendingChunkAndNeverSkips) {

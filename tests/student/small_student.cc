@@ -86,10 +86,16 @@ SmallStudent::SmallStudent(std::vector<LossTerm> terms, const ModelConfig& confi
   SH_CHECK_OK(zero2->PublishWeights(RunSerially));
   SH_CHECK_OK(zero2->AwaitAllWeights());
   const at::ScalarType dtype = compute == DType::kF32 ? at::kFloat : at::kBFloat16;
-  auto made = MakeAutogradStudent(config, state->Weights(),
-                                  {std::move(terms), kVocabulary, TeacherHead(dtype)});
+  loss = {std::move(terms), kVocabulary, TeacherHead(dtype)};
+  auto made = MakeAutogradStudent(config, state->Weights(), loss);
   SH_CHECK_OK(made);
   model = *std::move(made);
+}
+
+std::unique_ptr<StudentModel> SmallStudent::Planned(int64_t tokens_max, StepObserver* observer) {
+  auto made = MakePlannedStudent(model->config(), state->Weights(), loss, tokens_max, observer);
+  SH_CHECK_OK(made);
+  return *std::move(made);
 }
 
 StudentRecipe SmallRecipe() {

@@ -21,10 +21,14 @@ ModelConfig SmallVariant(const std::string& architecture);
 struct SmallStudent {
   SmallStudent(std::vector<LossTerm> terms, const ModelConfig& config, DType compute,
                uint64_t seed = 3, Communicator* communicator = nullptr);
+  // The same student with gradients planned by hand. `observer` as in MakePlannedStudent.
+  std::unique_ptr<StudentModel> Planned(int64_t tokens_max, StepObserver* observer = nullptr);
+
   std::vector<std::unique_ptr<Communicator>> alone;
   std::unique_ptr<StudentState> state;
   std::unique_ptr<Zero2> zero2;
-  std::unique_ptr<StudentModel> model;
+  StudentLossOptions loss;
+  std::unique_ptr<StudentModel> model;  // gradients by autograd
 };
 
 // A recipe whose steps are small.

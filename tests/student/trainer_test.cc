@@ -297,13 +297,17 @@ TEST(TrainerTest, OtherLossesAndShapesTrainToo) {
   const std::pair<std::string, std::string> cases[] = {
       {"- {kl: {targets: sampled}, weight: 0.9}",
        "- {kl: {targets: hidden_last, temperature: 2.0}, weight: 0.9}"},
+      {"- {kl: {targets: sampled}, weight: 0.9}", "- {kl: {targets: topk}, weight: 0.9}"},
       {"- {kl: {targets: sampled}, weight: 0.9}\n      ", ""},
       {"init: {from: teacher, layers: {keep: 2, by: block_influence}}", "init: {from: scratch}"},
       {"packing: true", "packing: false"},
       {"dtype: bf16", "dtype: fp32"}};
   for (const auto& [from, to] : cases) {
     std::string recipe = absl::StrReplaceAll(kTrainerRecipe, {{from, to}});
-    recipe = absl::StrReplaceAll(recipe, {{"draws: 50}", "draws: 50}\n  hidden: {last: true}"}});
+    recipe = absl::StrReplaceAll(recipe,
+                                 {{"logits: {method: sampled, draws: 50}",
+                                   "logits: [{method: sampled, draws: 50}, {method: topk, k: 9}]\n"
+                                   "  hidden: {last: true}"}});
     TrainerBench bench(recipe);
     const absl::Status status = bench.Train();
     EXPECT_TRUE(status.ok()) << to << ": " << status;

@@ -23,6 +23,12 @@ AIMS = {
     "forward_tokens_per_s": ("ratio", ">=", 1.15),
     "generate_tokens_per_s": ("ratio", ">=", 2),
     "load_gb_per_s": ("ratio", ">=", 1),
+    "train_tokens_per_s_vs_default": ("ratio", ">=", 2),
+    "train_tokens_per_s_vs_best": ("ratio", ">=", 1.3),
+    "train_share_of_peak": ("ratio", ">=", 0.7),
+    "distill_sampled_over_ce_step": ("ratio", "<=", 1.03),
+    "distill_topk64_over_ce_step": ("ratio", "<=", 1.03),
+    "distill_hidden_last_over_ce_step": ("ratio", "<=", 1.05),
 }
 
 
