@@ -58,6 +58,7 @@ TrainerBench::TrainerBench(const std::string& recipe_text)
   teacher.fingerprint = Sha256Of("teacher");
   teacher.vocabulary = plan->vocabulary();
   teacher.hidden_size = kHidden;
+  teacher.top_k = 9;
   spec.recipe_path = recipe_path;
   spec.recipe_text = recipe_text;
   spec.student = recipe->students.at(0).name;
