@@ -223,6 +223,7 @@ absl::Status WriteFile(const std::string& path, const std::string& name, const M
     ++next;
   }
   SH_RETURN_IF_ERROR(CheckHeader(path, model));
+  SH_RETURN_IF_ERROR(writer->DropReserved());
   for (const TensorInfo& info : model.weights->tensors()) {
     const GgufTensorInfo& target = tensors[next++];
     const bool rotated =

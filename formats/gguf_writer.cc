@@ -175,6 +175,13 @@ absl::Status GgufWriter::Append(absl::string_view bytes) {
   return WriteAll(std::string(padding, '\0'));
 }
 
+absl::Status GgufWriter::DropReserved() {
+  SH_CHECK(fd_ >= 0, "closed");
+  const off_t written = ::lseek(fd_, 0, SEEK_CUR);
+  if (written < 0 || ::ftruncate(fd_, written) != 0) return ErrnoStatus("writing", path_);
+  return absl::OkStatus();
+}
+
 absl::Status GgufWriter::Close() {
   SH_CHECK(fd_ >= 0, "closed");
   if (tensor_ != sizes_.size()) {

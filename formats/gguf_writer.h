@@ -47,9 +47,10 @@ struct GgufTensorInfo {
   std::vector<int64_t> shape;  // row-major; rows are whole blocks
 };
 
-// From Create on the file has its full size, and its header is whole: it can be opened and
-// checked before the data, which are zeros until they are appended, take the time. Nothing is
-// durable before Close returns OK. Not thread-safe.
+// From Create on the file has its full size, of zeros where nothing was appended, so that its
+// header can be opened and checked before the data take the time. From DropReserved on it grows as
+// they come, and one that a crash cut short is refused when it is opened. Nothing is durable before
+// Close returns OK. Not thread-safe.
 class GgufWriter {
  public:
   // AlreadyExists if `path` is there.
@@ -62,6 +63,8 @@ class GgufWriter {
 
   // The next bytes of the data, in pieces of any size that end where a tensor does.
   absl::Status Append(absl::string_view bytes);
+  // Gives up the zeros behind what was appended. To be called once the header is checked.
+  absl::Status DropReserved();
   // Fsyncs and closes. FailedPrecondition if bytes are missing.
   absl::Status Close();
 

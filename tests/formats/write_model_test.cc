@@ -12,6 +12,7 @@
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/gguf.h"
+#include "formats/gguf_writer.h"
 #include "formats/json.h"
 #include "formats/model_diff.h"
 #include "formats/model_files.h"
@@ -325,6 +326,28 @@ TEST_F(WriteModelTest, MoreThanAFileMayHoldIsSharded) {
   }
   EXPECT_EQ(total, index["metadata"]["total_size"]);
   EXPECT_EQ(index["weight_map"].size(), model.config.Parameters().size());
+}
+
+TEST_F(WriteModelTest, AGgufThatACrashCutShortIsRefused) {
+  const GgmlType* f32 = FindGgmlType("F32");
+  GgufMetadata metadata;
+  metadata.AddString("general.architecture", "llama");
+  const std::vector<GgufTensorInfo> tensors = {{"a", f32, {16}}, {"b", f32, {16}}};
+  for (const size_t written : {1, 64, 127}) {
+    const std::string path = Path(absl::StrCat("cut-", written, ".gguf"));
+    auto writer = GgufWriter::Create(path, metadata, tensors);
+    ASSERT_TRUE(writer.ok()) << writer.status();
+    EXPECT_TRUE(GgufFile::Open(path).ok()) << "the header can be checked beforehand";
+    ASSERT_TRUE((*writer)->DropReserved().ok());
+    const std::string data(64, 'x');
+    for (size_t left = written; left > 0; left -= std::min<size_t>(left, 64)) {
+      ASSERT_TRUE((*writer)->Append(data.substr(0, std::min<size_t>(left, 64))).ok());
+    }
+    writer->reset();  // no Close
+    const absl::Status status = GgufFile::Open(path).status();
+    EXPECT_FALSE(status.ok()) << written;
+    EXPECT_THAT(status.message(), HasSubstr("truncated"));
+  }
 }
 
 TEST_F(WriteModelTest, ValuesThatADtypeDoesNotHoldAreRefused) {
