@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/status.h"
 
@@ -141,6 +142,13 @@ std::optional<int> CommandLine::Parse(int argc, const char* const* argv, UsageEr
     }
     return kExitUsage;
   }
+}
+
+std::string WithoutControls(std::string text) {
+  for (char& c : text) {
+    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = ' ';
+  }
+  return text;
 }
 
 }  // namespace stillhouse

@@ -103,6 +103,10 @@ enum class UsageErrors {
   kOneLine,   // "PROGRAM: what is wrong (PROGRAM --help)"
 };
 
+// Control characters become spaces: what files and other processes say may hold any, and would move
+// the cursor of who reads it, or make two lines of one.
+std::string WithoutControls(std::string text);
+
 // The program itself. A Command made from it, as when it is passed on, is the handle of its top.
 class CommandLine : public Command {
  public:

@@ -95,7 +95,7 @@ void ShowTable(const AuditReport& report, const Plan& plan, uint64_t seed) {
   uint64_t missing = 0;
   for (const auto& [name, section] : report.sections) missing += section.missing_rows;
   for (const std::string& line : report.damaged) {
-    PrintText(absl::StrCat("damaged: ", Printable(line), "\n"));
+    PrintText(absl::StrCat("damaged: ", WithoutControls(line), "\n"));
   }
   PrintText(absl::StrCat(
       report.rows, " of ", plan.training_rows() + plan.held_out_rows(), " rows computed again in ",

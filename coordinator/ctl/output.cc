@@ -133,15 +133,8 @@ void PrintText(absl::string_view text) {
   std::fflush(stdout);
 }
 
-std::string Printable(std::string text) {
-  for (char& c : text) {
-    if (absl::ascii_iscntrl(static_cast<unsigned char>(c))) c = ' ';
-  }
-  return text;
-}
-
 void PrintError(absl::string_view message) {
-  std::fprintf(stderr, "coordinatorctl: %s\n", Printable(std::string(message)).c_str());
+  std::fprintf(stderr, "coordinatorctl: %s\n", WithoutControls(std::string(message)).c_str());
 }
 
 StatusLine::StatusLine() : terminal_(isatty(STDERR_FILENO) == 1) {}

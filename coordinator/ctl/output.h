@@ -30,9 +30,7 @@ std::string RenderTable(const Table& table);
 std::string RenderYaml(const nlohmann::ordered_json& value);
 // JSON with two-space indentation, or YAML; each ends in a newline. REQUIRES: format is not kTable.
 std::string Render(const nlohmann::ordered_json& value, OutputFormat format);
-void PrintText(absl::string_view text);  // to standard output; main tells of a failure
-// Without control characters: what files and processes say may hold any, and break the drawing.
-std::string Printable(std::string text);
+void PrintText(absl::string_view text);      // to standard output; main tells of a failure
 void PrintError(absl::string_view message);  // one line, to standard error
 
 // One line about work under way, drawn over itself on a terminal's standard error; nothing

@@ -57,7 +57,7 @@ std::string ProgressText(const JobView& job) {
     }
   }
   if (!job.problem.empty()) parts.push_back(job.problem);
-  return Printable(absl::StrJoin(parts, ", "));
+  return WithoutControls(absl::StrJoin(parts, ", "));
 }
 
 std::string ProgressText(const RunView& run) {
@@ -75,7 +75,7 @@ std::string ProgressText(const RunView& run) {
                                     100 * run.final->agreement));
   }
   if (!run.last.message.empty()) parts.push_back(run.last.message);
-  return Printable(absl::StrJoin(parts, ", "));
+  return WithoutControls(absl::StrJoin(parts, ", "));
 }
 
 ProgressPrinter::Options ProgressPrinter::ForStderr(bool plain) {
@@ -136,7 +136,7 @@ void ProgressPrinter::Draw() {
 
 void ProgressPrinter::Say(const std::string& line) {
   Erase();
-  std::fprintf(options_.out, "%s\n", Printable(line).c_str());
+  std::fprintf(options_.out, "%s\n", WithoutControls(line).c_str());
   Draw();
 }
 

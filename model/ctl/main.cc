@@ -174,7 +174,8 @@ int Main(int argc, char** argv) {
   if (const auto code = command_line.Parse(argc, argv)) return *code;
   const absl::StatusOr<int> code = Run(command_line, flags);
   if (code.ok()) return *code;
-  std::fprintf(stderr, "modelctl: %s\n", std::string(code.status().message()).c_str());
+  std::fprintf(stderr, "modelctl: %s\n",
+               WithoutControls(std::string(code.status().message())).c_str());
   return ExitCodeFor(code.status());
 }
 

@@ -156,7 +156,8 @@ int Main(int argc, char** argv) {
   absl::Status status = InitLog({.program = "cache_server", .file = options.log_file});
   if (status.ok()) status = Serve(options);
   if (status.ok()) return kExitOk;
-  std::fprintf(stderr, "cache_server: %s\n", std::string(status.message()).c_str());
+  std::fprintf(stderr, "cache_server: %s\n",
+               WithoutControls(std::string(status.message())).c_str());
   return ExitCodeFor(status);
 }
 

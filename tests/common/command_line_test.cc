@@ -113,5 +113,9 @@ TEST(CommandLineTest, CallsTheCommandThatWasGiven) {
   EXPECT_FALSE(command_line.Find("three").has_value());
 }
 
+TEST(WithoutControlsTest, OneLineStaysOne) {
+  EXPECT_EQ(WithoutControls("llama\n\x1b[31mEVIL\x7f é"), "llama  [31mEVIL  é");
+}
+
 }  // namespace
 }  // namespace stillhouse
