@@ -8,6 +8,7 @@
 #include <limits>
 #include <utility>
 
+#include "common/fd.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/float_codec.h"
@@ -139,7 +140,7 @@ absl::StatusOr<std::unique_ptr<GgufWriter>> GgufWriter::Create(
   if (fd < 0) return ErrnoStatus("creating", path);
   std::unique_ptr<GgufWriter> writer(new GgufWriter(path, fd));
   writer->sizes_ = std::move(sizes);
-  SH_RETURN_IF_ERROR(writer->WriteAll(bytes));
+  SH_RETURN_IF_ERROR(WriteAll(fd, bytes, path));
   if (::ftruncate(fd, static_cast<off_t>(start + offset)) != 0) return ErrnoStatus("writing", path);
   return writer;
 }
@@ -148,31 +149,19 @@ GgufWriter::~GgufWriter() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-absl::Status GgufWriter::WriteAll(absl::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t count = ::write(fd_, bytes.data(), bytes.size());
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoStatus("writing", path_);
-    }
-    bytes.remove_prefix(static_cast<size_t>(count));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status GgufWriter::Append(absl::string_view bytes) {
   SH_CHECK(fd_ >= 0, "closed");
   if (tensor_ == sizes_.size() || bytes.size() > sizes_[tensor_] - written_) {
     return absl::FailedPreconditionError(
         absl::StrCat(path_, ": more data than its header announces"));
   }
-  SH_RETURN_IF_ERROR(WriteAll(bytes));
+  SH_RETURN_IF_ERROR(WriteAll(fd_, bytes, path_));
   written_ += bytes.size();
   if (written_ < sizes_[tensor_]) return absl::OkStatus();
   const uint64_t padding = Padded(written_) - written_;
   ++tensor_;
   written_ = 0;
-  return WriteAll(std::string(padding, '\0'));
+  return WriteAll(fd_, std::string(padding, '\0'), path_);
 }
 
 absl::Status GgufWriter::DropReserved() {

@@ -70,7 +70,6 @@ class GgufWriter {
 
  private:
   GgufWriter(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
-  absl::Status WriteAll(absl::string_view bytes);
 
   const std::string path_;
   int fd_;

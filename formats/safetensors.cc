@@ -10,6 +10,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "common/byte_io.h"
+#include "common/fd.h"
 #include "common/status.h"
 #include "formats/float_codec.h"
 #include "formats/json.h"
@@ -228,24 +229,12 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(
   ByteWriter head;
   head.Put<uint64_t>(header.size());
   head.PutRaw(header);
-  SH_RETURN_IF_ERROR(writer->WriteAll(head.bytes()));
+  SH_RETURN_IF_ERROR(WriteAll(fd, head.bytes(), path));
   return writer;
 }
 
 SafetensorsWriter::~SafetensorsWriter() {
   if (fd_ >= 0) ::close(fd_);
-}
-
-absl::Status SafetensorsWriter::WriteAll(absl::string_view bytes) {
-  while (!bytes.empty()) {
-    const ssize_t count = ::write(fd_, bytes.data(), bytes.size());
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoStatus("writing", path_);
-    }
-    bytes.remove_prefix(static_cast<size_t>(count));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status SafetensorsWriter::Append(absl::string_view bytes) {
@@ -255,7 +244,7 @@ absl::Status SafetensorsWriter::Append(absl::string_view bytes) {
         absl::StrCat(path_, ": more data than its header announces (", expected_, " bytes)"));
   }
   written_ += bytes.size();
-  return WriteAll(bytes);
+  return WriteAll(fd_, bytes, path_);
 }
 
 absl::Status SafetensorsWriter::AppendF32(absl::Span<const float> values, absl::string_view dtype) {

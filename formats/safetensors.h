@@ -94,7 +94,6 @@ class SafetensorsWriter {
  private:
   SafetensorsWriter(std::string path, int fd, uint64_t expected)
       : path_(std::move(path)), fd_(fd), expected_(expected) {}
-  absl::Status WriteAll(absl::string_view bytes);
 
   std::string path_;
   int fd_;

@@ -12,25 +12,15 @@
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/json.h"
-#include "tests/formats/tiny_model.h"
+#include "tests/formats/model_folder_test.h"
 
 namespace stillhouse {
 namespace {
 
 using ::testing::HasSubstr;
 
-class ModelDiffTest : public ::testing::Test {
+class ModelDiffTest : public ModelFolderTest {
  protected:
-  std::string Path(const std::string& name) const { return JoinPath(folder_.path(), name); }
-  ModelFiles Open(const std::string& path) {
-    auto model = OpenModelFiles(path);
-    SH_CHECK_OK(model);
-    return *std::move(model);
-  }
-  ModelFiles Tiny(const std::string& name, const TinyModelOptions& options = {}) {
-    SH_CHECK_OK(WriteTinyModel(Path(name), options));
-    return Open(Path(name));
-  }
   ModelDifference Diff(const ModelFiles& a, const ModelFiles& b) {
     auto difference = DiffModels(a, b);
     SH_CHECK_OK(difference);
@@ -59,8 +49,6 @@ class ModelDiffTest : public ::testing::Test {
     SH_CHECK_OK(WriteHuggingFaceFolder(Path(name), model.config, *model.tokenizer, tensors));
     return Open(Path(name));
   }
-
-  TempFolder folder_ = *TempFolder::Create();
 };
 
 TEST_F(ModelDiffTest, AModelIsItselfInEveryForm) {

@@ -17,22 +17,15 @@
 #include "formats/json.h"
 #include "formats/safetensors.h"
 #include "tests/common/small_disk.h"
-#include "tests/formats/tiny_model.h"
+#include "tests/formats/model_folder_test.h"
 
 namespace stillhouse {
 namespace {
 
 using ::testing::HasSubstr;
 
-class ModelFilesTest : public ::testing::Test {
+class ModelFilesTest : public ModelFolderTest {
  protected:
-  std::string Path(const std::string& name) const { return JoinPath(folder_.path(), name); }
-
-  ModelFiles Open(const std::string& path) {
-    auto model = OpenModelFiles(path);
-    SH_CHECK_OK(model);
-    return *std::move(model);
-  }
   std::string TinyFolder(const std::string& name, const TinyModelOptions& options = {}) {
     SH_CHECK_OK(WriteTinyModel(Path(name), options));
     return Path(name);
@@ -52,8 +45,6 @@ class ModelFilesTest : public ::testing::Test {
     }
     return tensors;
   }
-
-  TempFolder folder_ = *TempFolder::Create();
 };
 
 TEST_F(ModelFilesTest, AHubIdSaysHowToDownloadAndWhereItIsLookedFor) {

@@ -17,7 +17,7 @@
 #include "formats/model_diff.h"
 #include "formats/model_files.h"
 #include "formats/safetensors.h"
-#include "tests/formats/tiny_model.h"
+#include "tests/formats/model_folder_test.h"
 
 namespace stillhouse {
 namespace {
@@ -25,18 +25,8 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-class WriteModelTest : public ::testing::Test {
+class WriteModelTest : public ModelFolderTest {
  protected:
-  std::string Path(const std::string& name) const { return JoinPath(folder_.path(), name); }
-  ModelFiles Open(const std::string& path) {
-    auto model = OpenModelFiles(path);
-    SH_CHECK_OK(model);
-    return *std::move(model);
-  }
-  ModelFiles Tiny(const std::string& name, const TinyModelOptions& options = {}) {
-    SH_CHECK_OK(WriteTinyModel(Path(name), options));
-    return Open(Path(name));
-  }
   absl::Status WriteFolder(const std::string& name, const ModelFiles& model,
                            const std::string& dtype, const WriteFolderOptions& options = {}) {
     const auto tensors = TensorsToWrite(model.weights, dtype);
@@ -64,8 +54,6 @@ class WriteModelTest : public ::testing::Test {
     EXPECT_EQ(difference->tokenizer, "");
     EXPECT_TRUE(difference->Same(tolerance)) << difference->Overall().max;
   }
-
-  TempFolder folder_ = *TempFolder::Create();
 };
 
 TinyModelOptions Of(const std::string& architecture, RopeScaling rope = {}) {

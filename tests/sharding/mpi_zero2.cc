@@ -1,21 +1,17 @@
 // Zero2 on the ranks of an mpirun: every rank works out what all must come to, and compares.
-#include <unistd.h>
-
 #include <cmath>
-#include <cstdio>
 
 #include "gtest/gtest.h"
-#include "sharding/mpi_world.h"
+#include "tests/sharding/mpi_main.h"
 #include "tests/sharding/zero2_training.h"
 
 namespace stillhouse {
 namespace {
 
-constexpr absl::Duration kDeadline = absl::Minutes(2);
 MpiWorld* world = nullptr;
 
 void TrainAndCompare(Training training) {
-  auto communicator = world->MakeCommunicator({.deadline = kDeadline, .piece_bytes = 4096});
+  auto communicator = world->MakeCommunicator({.deadline = kMpiTestDeadline, .piece_bytes = 4096});
   ASSERT_TRUE(communicator.ok()) << communicator.status();
   const std::vector<float> plain = PlainMasters(training);
   const auto trained = TrainRank(training, **communicator);
@@ -60,22 +56,7 @@ TEST(MpiZero2Test, WhatIsNotFiniteOnOneRankSkipsTheStepOnAll) {
   TrainAndCompare(training);
 }
 
-int Run(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  auto joined = MpiWorld::Init();
-  if (!joined.ok()) {
-    std::fprintf(stderr, "%s\n", joined.status().ToString().c_str());
-    return 1;
-  }
-  world = joined->get();
-  if (RUN_ALL_TESTS() != 0) _exit(1);  // the others are not waited for
-  const absl::Status closed = world->Close(kDeadline);
-  if (closed.ok()) return 0;
-  std::fprintf(stderr, "%s\n", closed.ToString().c_str());
-  _exit(1);
-}
-
 }  // namespace
 }  // namespace stillhouse
 
-int main(int argc, char** argv) { return stillhouse::Run(argc, argv); }
+int main(int argc, char** argv) { return stillhouse::RunMpiTests(argc, argv, &stillhouse::world); }

@@ -8,23 +8,10 @@
 #include "common/random.h"
 #include "common/tensor_view.h"
 #include "gtest/gtest.h"
+#include "tests/student/planned/random_values.h"
 
 namespace stillhouse::planned {
 namespace {
-
-float Widen(float value) { return value; }
-float Widen(uint16_t value) { return Bf16ToFloat(value); }
-void Narrow(double value, float* out) { *out = static_cast<float>(value); }
-void Narrow(double value, uint16_t* out) { *out = FloatToBf16(static_cast<float>(value)); }
-
-// Finite values everywhere, past the matrix too.
-template <typename T>
-std::vector<T> Random(int64_t count, uint64_t seed) {
-  RandomStream random(seed);
-  std::vector<T> values(static_cast<size_t>(count));
-  for (T& value : values) Narrow(random.NextNormal(), &value);
-  return values;
-}
 
 template <typename T>
 void CheckProduct(ProductKind kind, int64_t m, int64_t n, int64_t k, bool columns) {

@@ -10,25 +10,13 @@
 #include "common/tensor_view.h"
 #include "gtest/gtest.h"
 #include "model/parallel.h"
+#include "tests/student/planned/random_values.h"
 
 namespace stillhouse::planned {
 namespace {
 
 constexpr int64_t kRows = 70;  // two parts of a norm's weight gradient
 constexpr double kEps = 1e-5;
-
-double Widen(float value) { return value; }
-double Widen(uint16_t value) { return Bf16ToFloat(value); }
-void Narrow(double value, float* out) { *out = static_cast<float>(value); }
-void Narrow(double value, uint16_t* out) { *out = FloatToBf16(static_cast<float>(value)); }
-
-template <typename T>
-std::vector<T> Random(int64_t count, uint64_t seed) {
-  RandomStream random(seed);
-  std::vector<T> values(static_cast<size_t>(count));
-  for (T& value : values) Narrow(random.NextNormal(), &value);
-  return values;
-}
 
 template <typename T>
 class StepKernelsTest : public testing::Test {
