@@ -23,7 +23,6 @@ TEACHER = "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "handbook"
 GIGABYTES = 3.7  # nearly all of it checkpoints
 
-RANKS = {"half": 1, "large": 2, "control": 1}  # of each student
 RECIPE = """\
 # Written by `make quickstart`: SmolLM2-135M-Instruct reads a part of the Debian handbook once; three
 # students of different kinds then train from what it said. A quarter is held out: enough to tell the
@@ -54,7 +53,7 @@ students:
     seed: 7
   - name: large                     # other size, batch and packing, two processes; the same cache
     init: {{from: teacher, layers: {{keep: 20, by: block_influence}}}}
-    ranks: {large_ranks}
+    ranks: 2
     dtype: bf16
     batch: {{tokens: 1024, micro_batch: 512, packing: false}}
     losses:
@@ -98,8 +97,7 @@ class Quickstart:
         def relative(path):
             return os.path.relpath(path, self.folder)
 
-        text = RECIPE.format(name=NAME, large_ranks=RANKS["large"],
-                             teacher=json.dumps(relative(self.deps / "teacher" / TEACHER)),
+        text = RECIPE.format(name=NAME, teacher=json.dumps(relative(self.deps / "teacher" / TEACHER)),
                              corpus=relative(self.deps / "corpus"))
         self.recipe.write_text(text, encoding="utf-8")
 
@@ -132,8 +130,19 @@ class Quickstart:
         seconds = time.monotonic() - started
         cache = self.json_of(self.ctl, "cache", "du", f"job/{NAME}", "--dir", self.folder / "cache", "-o", "json")
         model = self.json_of(self.modelctl, "inspect", self.deps / "teacher" / TEACHER, "-o", "json")
-        return quickstart_report.make(result, cache, model, job=f"job/{NAME}", control="control", ranks=RANKS,
-                                      seconds=seconds)
+        return quickstart_report.make(result, cache, model, job=f"job/{NAME}", control="control",
+                                      ranks=ranks_of(students), seconds=seconds)
+
+
+def ranks_of(students):
+    """How many ranks wrote the last checkpoint of each run in the folder `students`, by the student's name."""
+    ranks = {}
+    for run in sorted((students / ".runs").iterdir()):
+        manifests = (run / "checkpoints").glob("step-*/MANIFEST.json")
+        newest = max(manifests, key=lambda path: int(path.parent.name.split(".")[0].removeprefix("step-")))
+        name = run.name.rsplit("-", 1)[0]
+        ranks[name] = json.loads(newest.read_text(encoding="utf-8"))["world_size"]
+    return ranks
 
 
 def at_work(output):

@@ -62,6 +62,7 @@ class QuickstartTest(unittest.TestCase):
 
     def test_students_differ_and_learn(self):
         half, large = self.report["students"]
+        self.assertEqual((half["ranks"], large["ranks"]), (1, 2))
         self.assertLess(half["params"], large["params"])
         self.assertLess(large["params"], self.report["teacher"]["params"])
         for student in (half, large):

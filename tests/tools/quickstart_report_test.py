@@ -40,6 +40,15 @@ def make(result=None):
 
 
 class QuickstartReportTest(unittest.TestCase):
+    def test_ranks_are_those_that_wrote_the_last_checkpoint(self):
+        with tempfile.TemporaryDirectory() as folder:
+            students = pathlib.Path(folder)
+            for run, step, ranks in (("half-0a1b2c3d", 40, 1), ("large-11223344", 9, 3), ("large-11223344", 10, 2)):
+                checkpoint = students / ".runs" / run / "checkpoints" / f"step-{step}.1.abcd"
+                checkpoint.mkdir(parents=True)
+                (checkpoint / "MANIFEST.json").write_text(f'{{"world_size": {ranks}}}')
+            self.assertEqual(quickstart.ranks_of(students), {"half": 1, "large": 2})
+
     def test_shape(self):
         report = make()
         row = {"name", "params", "ranks", "steps", "perplexity", "kl_to_teacher", "agreement", "seconds",
