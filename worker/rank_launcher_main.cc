@@ -2,11 +2,11 @@
 //
 //   rank_launcher --ranks N [--] PROGRAM ARGUMENT...
 //
-// Each rank is PROGRAM ARGUMENT... --ranks N --exits FOLDER, under mpirun; where mpirun would lose
-// how a rank ended, it says so in a file of FOLDER (sharding/rank_exit.h). The first SIGTERM,
-// SIGINT or SIGUSR2 reaches the ranks as SIGUSR2, which mpirun passes on, so that they can save
-// (SIGTERM would make mpirun kill them within a second); the second one ends them all. The ranks
-// die with mpirun, and mpirun with this process.
+// Each rank is PROGRAM ARGUMENT... --ranks N --exits FOLDER --launcher PID, under mpirun; where
+// mpirun would lose how a rank ended, it says so in a file of FOLDER (sharding/rank_exit.h). The
+// first SIGTERM, SIGINT or SIGUSR2 reaches the ranks as SIGUSR2, which mpirun passes on, so that
+// they can save (SIGTERM would make mpirun kill them within a second); the second one ends them
+// all. The ranks die with mpirun, and mpirun with this process.
 //
 // Exit codes: 2 the command line is wrong, 3 there is no mpirun, else what the ranks say.
 #include <errno.h>
@@ -48,7 +48,8 @@ std::vector<std::string> Words(const Flags& flags, const std::string& exits) {
   std::vector<std::string> words = absl::StrSplit(SH_MPIRUN, '|');
   words.insert(words.end(), {"-n", absl::StrCat(flags.ranks)});
   words.insert(words.end(), flags.program.begin(), flags.program.end());
-  words.insert(words.end(), {"--ranks", absl::StrCat(flags.ranks), "--exits", exits});
+  words.insert(words.end(), {"--ranks", absl::StrCat(flags.ranks), "--exits", exits, "--launcher",
+                             absl::StrCat(getpid())});
   return words;
 }
 

@@ -37,6 +37,7 @@ struct Flags {
   int threads = 0;
   int ranks = 1;
   std::string exits;
+  int launcher = 0;
 };
 
 // How long the last rank may take to leave once all are done.
@@ -166,12 +167,16 @@ int Main(int argc, char** argv) {
       .AddOption("--ranks", &flags.ranks, "of the run, of which this is one; by rank_launcher")
       .Range(1, 65'536);
   command_line.AddOption("--exits", &flags.exits, "folder where ranks say how they ended");
+  command_line.AddOption("--launcher", &flags.launcher, "process without which no rank goes on");
   if (const auto code = command_line.Parse(argc, argv)) return *code;
   KeepFreedMemory();
   SH_CHECK_OK(InitLog({.program = "student_trainer"}));
   if (flags.threads > 0) SetComputeThreads(flags.threads);
   if (flags.exits.empty()) return TrainAlone(flags);
-  prctl(PR_SET_PDEATHSIG, SIGKILL);  // mpirun may be killed without a chance to end its ranks
+  // mpirun may be killed without a chance to end its ranks; while this program was being loaded,
+  // before it could ask to die with it, too.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (flags.launcher > 0 && kill(flags.launcher, 0) != 0) return kExitTerminated;
   return TrainAsRank(flags);
 }
 

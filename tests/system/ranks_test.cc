@@ -144,6 +144,18 @@ TEST(RanksTest, WhatCannotBeIsRefusedBeforeAnythingRuns) {
               HasSubstr("students[0].ranks: more than batch.tokens, which is 256"));
 }
 
+TEST(RanksTest, ARankWhoseLauncherIsGoneDoesNotEvenBegin) {
+  Workplace place(TwoRanks(20));
+  const auto launcher = place.StartProgram("cache_server", {"--help"});
+  launcher->Wait();
+  const auto rank = place.StartProgram(
+      "student_trainer",
+      {"--coordinator", place.Path("none"), "--run", "run/tiny/one", "--ranks", "2", "--exits",
+       place.Path("exits"), "--launcher", absl::StrCat(launcher->pid())});
+  EXPECT_EQ(rank->Wait().code, kExitTerminated);
+  EXPECT_TRUE(!PathExists(place.Path("exits"))) << "it went on";
+}
+
 TEST(RanksTest, ABuildWithoutMpiSaysSoBeforeItCaptures) {
   Workplace place(TwoRanks(20));
   const std::string programs = place.Path("prefix/libexec/stillhouse");
