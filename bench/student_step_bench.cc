@@ -33,6 +33,7 @@
 #include "model/matmul.h"
 #include "storage/codec/top_tokens.h"
 #include "student/stepper.h"
+#include "student/student_state.h"
 
 namespace stillhouse {
 namespace {

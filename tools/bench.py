@@ -18,7 +18,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from bench_rows import codec, load, machine, model, report, store, tokenize, train  # noqa: E402
+from bench_rows import codec, load, machine, model, report, store, tokenizer, train  # noqa: E402
 
 PARTS = {
     "codec": codec.rows,
@@ -27,7 +27,7 @@ PARTS = {
     "cold": store.cold_rows,
     "open": store.open_rows,
     "client": store.client_rows,
-    "tokenize": tokenize.rows,
+    "tokenize": tokenizer.rows,
     "model": model.rows,
     "load": load.rows,
     "train": train.rows,
@@ -46,16 +46,14 @@ def main():
     bench = machine.Bench(options.programs, options.data, options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     results = options.out / "results.json"
-    rows = []
+    rows = json.loads(results.read_text(encoding="utf-8")) if options.only and results.exists() else []
     for name, measure in PARTS.items():
         if options.only and name not in options.only:
             continue
         print(f"bench: {name} …", file=sys.stderr, flush=True)
         with bench.clean_data():
-            rows.extend(measure(bench))
-    if options.only and results.exists():
-        rows = report.merge(json.loads(results.read_text(encoding="utf-8")), rows)
-    results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            rows = report.merge(rows, measure(bench))
+        results.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     table = report.table(rows, bench.machine())
     (options.out / "table.md").write_text(table, encoding="utf-8")
     print(table, end="")

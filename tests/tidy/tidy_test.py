@@ -108,6 +108,15 @@ class TidyTest(unittest.TestCase):
     def test_dead_link(self):
         self.expect("README.md", 1, "leads nowhere", "See [it](storage/gone.h).\n")
 
+    def test_recipe_keys_without_a_description(self):
+        reader = 'void Read(Fields& f) {\n  f.Integer("steps", 1);\n  ReadPath(f, "output", 2);\n}\n'
+        files = {"recipe/CMakeLists.txt": "sh_library(recipe SOURCES recipe.cc)\n", "recipe/recipe.cc": reader,
+                 "cmake/Layers.cmake": CLEAN["cmake/Layers.cmake"] + 'set(SH_EDGES_recipe "")\n'}
+        document = "docs/recipe.md"
+        self.assertEqual(self.run_on({**files, document: "`output`, `students.steps`\n"}), [])
+        self.assertEqual(self.run_on({**files, document: "`output`\n"}),
+                         [f"recipe/recipe.cc:2: the key steps is not in {document}"])
+
 
 if __name__ == "__main__":
     unittest.main()

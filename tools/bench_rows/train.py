@@ -34,7 +34,7 @@ def rows(bench):
         return [str(ours), mode, str(models[0]), steps]
 
     def theirs(mode):
-        return [str(python), "-P", str(BASELINE), mode, str(folder), steps]
+        return [str(python), str(BASELINE), mode, str(folder), steps]
 
     def best(_):
         return _speed(bench.run(["env", f"LD_PRELOAD={tcmalloc}", *theirs("best")]))

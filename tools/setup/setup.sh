@@ -43,7 +43,7 @@ python=/usr/bin/python3
 missing_packages() {
   local wanted
   wanted=$(grep -hv '^#' $SETUP/packages.txt ${want_lint:+$SETUP/packages-lint.txt} \
-    ${want_bench:+$SETUP/packages-bench.txt})
+    ${want_bench:+$SETUP/packages-bench.txt} | sort -u)
   # shellcheck disable=SC2086
   { dpkg-query -W -f '${Package} ${db:Status-Status}\n' $wanted 2>/dev/null || true; } |
     awk -v wanted="$wanted" '

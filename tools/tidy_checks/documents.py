@@ -1,4 +1,5 @@
-"""Links in Markdown files that lead nowhere, and the edge table of docs/architecture.md."""
+"""Links in Markdown files that lead nowhere, the edge table of docs/architecture.md, and recipe keys that
+docs/recipe.md leaves out."""
 
 import posixpath
 import re
@@ -26,8 +27,25 @@ def _check_edge_table(tree):
         yield path, 1, "its edge table is not that of cmake/Layers.cmake; it should be:\n" + edge_table(tree.edges)
 
 
+# A key as recipe/recipe.cc reads it: `f.Integer("steps", …)` or `ReadPath(f, "output", …)`.
+KEY = re.compile(r"""\b[fg]\.[A-Z]\w*(?:<\w+>)?\(\s*"(\w+)"|\bReadPath\([fg],\s*"(\w+)\"""")
+
+
+def _check_recipe_keys(tree):
+    source, document = "recipe/recipe.cc", "docs/recipe.md"
+    if source not in tree.paths or document not in tree.paths:
+        return
+    written = {key for path in re.findall(r"`([a-z_.]+)`", tree.text(document)) for key in path.split(".")}
+    text = tree.text(source)
+    for match in KEY.finditer(text):
+        key = match.group(1) or match.group(2)
+        if key not in written:
+            yield source, text.count("\n", 0, match.start()) + 1, f"the key {key} is not in {document}"
+
+
 def check(tree):
     yield from _check_edge_table(tree)
+    yield from _check_recipe_keys(tree)
     known = set(tree.paths)
     folders = {posixpath.dirname(p) for p in known}
     folders |= {posixpath.dirname(f) for f in folders}

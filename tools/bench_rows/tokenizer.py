@@ -5,7 +5,7 @@ import sys
 
 from bench_rows.machine import medians, row, speed
 
-BASELINE = pathlib.Path(__file__).resolve().parent / "tokenize_python.py"
+BASELINE = pathlib.Path(__file__).resolve().parent / "tokenizer_python.py"
 
 
 def rows(bench):

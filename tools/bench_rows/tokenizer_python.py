@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Encodes every file of a folder with the Python `tokenizers` package, on one thread.
 
-usage: tokenize_python.py TOKENIZER_JSON TEXT_FOLDER TIMES
+usage: tokenizer_python.py TOKENIZER_JSON TEXT_FOLDER TIMES
 Prints {"bytes", "seconds", "ids"}. Takes the package's fastest call, which computes no offsets.
 """
 
