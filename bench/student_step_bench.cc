@@ -9,13 +9,15 @@
 //     peak                               no step: the fastest of products of square matrices (1024,
 //     2048, 4096)
 //
-// Threads are OMP_NUM_THREADS'.
+// Under mpirun the ranks share the step, and the first prints. Threads are OMP_NUM_THREADS', of
+// each rank.
 #include <malloc.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -31,6 +33,7 @@
 #include "formats/model_files.h"
 #include "model/decoder.h"
 #include "model/matmul.h"
+#include "sharding/mpi_world.h"
 #include "storage/codec/top_tokens.h"
 #include "student/stepper.h"
 #include "student/student_state.h"
@@ -131,7 +134,8 @@ std::vector<LossTerm> TermsOf(const std::string& mode) {
   return {{LossKind::kCrossEntropy}};
 }
 
-nlohmann::json Train(const std::string& mode, const ModelFiles& files, int steps) {
+nlohmann::json Train(const std::string& mode, const ModelFiles& files, int steps,
+                     Communicator& communicator) {
   const std::vector<LossTerm> terms = TermsOf(mode);
   StudentRecipe recipe;
   recipe.batch_tokens = 2048;
@@ -141,7 +145,8 @@ nlohmann::json Train(const std::string& mode, const ModelFiles& files, int steps
   std::iota(recipe.init.layers.begin(), recipe.init.layers.end(), int64_t{0});
   const auto shape = ResolveShape(recipe, files.config, {});
   SH_CHECK_OK(shape);
-  StudentState student(shape->config, DType::kBF16);
+  const int rank = communicator.rank(), ranks = communicator.size();
+  StudentState student(shape->config, DType::kBF16, {.rank = rank, .ranks = ranks});
   SH_CHECK_OK(InitialiseMasters(*shape, *files.weights, 0, &student));
   const auto vocabulary = static_cast<uint32_t>(files.tokenizer->size());
   const auto width = static_cast<uint32_t>(files.config.hidden_size);
@@ -155,16 +160,18 @@ nlohmann::json Train(const std::string& mode, const ModelFiles& files, int steps
                    ? MakeAutogradStudent(shape->config, student.Weights(), loss)
                    : MakePlannedStudent(shape->config, student.Weights(), loss, recipe.micro_batch);
   SH_CHECK_OK(model);
-  const auto communicators = MakeThreadCommunicators(1, absl::Minutes(1));
-  Zero2 zero2(student.plan, *communicators[0], student.Shard());
+  Zero2 zero2(student.plan, communicator, student.Shard());
   Stepper stepper(recipe, terms, **model, zero2);
   const BenchPlan plan(vocabulary);
-  std::vector<DocumentTargets> documents;
-  for (uint32_t d = 0; d < kDocuments; ++d) documents.push_back(Targets(d, vocabulary, width));
   std::vector<uint32_t> numbers(kDocuments);
   std::iota(numbers.begin(), numbers.end(), 0u);
   const StepSplit split =
-      SplitStep(plan, numbers, 1, static_cast<uint64_t>(recipe.micro_batch), recipe.packing);
+      SplitStep(plan, numbers, ranks, static_cast<uint64_t>(recipe.micro_batch), recipe.packing);
+  std::vector<DocumentTargets> documents;
+  for (const uint32_t number : split.documents[static_cast<size_t>(rank)]) {
+    documents.push_back(Targets(number, vocabulary, width));
+  }
+  SH_CHECK_OK(zero2.PublishWeights(RunOnComputeThreads));
   SkippedSteps skipped;
   Clock::time_point start;
   for (int step = 1; step <= kWarmUpSteps + steps; ++step) {
@@ -172,13 +179,15 @@ nlohmann::json Train(const std::string& mode, const ModelFiles& files, int steps
     SH_CHECK_OK(stepper.Step(plan, documents, split, static_cast<uint64_t>(step), &skipped,
                              [] { return absl::OkStatus(); }));
   }
+  SH_CHECK_OK(zero2.AwaitAllWeights());
+  const double seconds = SecondsSince(start);
   // Three products for each weight, and as many for each row's scores and mixture of values.
   const ModelConfig& config = shape->config;
   const double attention =
       2.0 * static_cast<double>(config.layers * config.heads * config.head_dim * kRows / 2);
   const double flops =
       6 * (static_cast<double>(config.ParameterCount()) + attention) * kRowsPerStep * steps;
-  return {{"rows", kRowsPerStep * steps}, {"seconds", SecondsSince(start)}, {"flops", flops}};
+  return {{"rows", kRowsPerStep * steps}, {"seconds", seconds}, {"flops", flops}};
 }
 
 nlohmann::json TeacherHead(const ModelFiles& files, int steps) {
@@ -210,6 +219,21 @@ nlohmann::json Peak(int steps) {
   return {{"rows", 1}, {"seconds", 1.0}, {"flops", best}};
 }
 
+// Alone, or as one of mpirun's ranks.
+nlohmann::json TrainOnAllRanks(const std::string& mode, const ModelFiles& files, int steps) {
+  constexpr absl::Duration kDeadline = absl::Minutes(5);
+  if (std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr) {
+    return Train(mode, files, steps, *MakeThreadCommunicators(1, kDeadline)[0]);
+  }
+  const auto world = MpiWorld::Init();
+  SH_CHECK_OK(world);
+  const auto communicator = (*world)->MakeCommunicator({.deadline = kDeadline});
+  SH_CHECK_OK(communicator);
+  nlohmann::json result = Train(mode, files, steps, **communicator);
+  SH_CHECK_OK((*world)->Close(kDeadline));
+  return (*world)->rank() == 0 ? result : nlohmann::json();
+}
+
 int Main(int argc, char** argv) {
   int steps = 0;
   if (argc != 4 || !absl::SimpleAtoi(argv[3], &steps) || steps < 1) {
@@ -226,9 +250,10 @@ int Main(int argc, char** argv) {
   } else {
     const auto files = OpenModelFiles(argv[2]);
     SH_CHECK_OK(files);
-    result = mode == "teacher_head" ? TeacherHead(*files, steps) : Train(mode, *files, steps);
+    result =
+        mode == "teacher_head" ? TeacherHead(*files, steps) : TrainOnAllRanks(mode, *files, steps);
   }
-  std::printf("%s\n", result.dump().c_str());
+  if (!result.is_null()) std::printf("%s\n", result.dump().c_str());
   return 0;
 }
 

@@ -4,7 +4,8 @@
 usage: tools/bench.py [--quick] [--only PART] [--programs FOLDER] [--data FOLDER] [--out FOLDER]
 
   --quick     tiny data sets and one round: shows that everything runs; no figure of it counts
-  --only      codec, write, read, cold, open, client, tokenize, model, load or train; other rows stay as they were
+  --only      codec, write, read, cold, open, client, tokenize, model, load, train, kernels or ranks; other
+              rows stay as they were
 
 Ours and each baseline take turns in every round; a row's value is the median of ours over the rounds,
 its ratio that median over the baseline's. Prints the table of docs/benchmarks.md, with the rows that
@@ -18,7 +19,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from bench_rows import codec, load, machine, model, report, store, tokenizer, train  # noqa: E402
+from bench_rows import codec, kernels, load, machine, model, ranks, report, store, tokenizer, train  # noqa: E402
 
 PARTS = {
     "codec": codec.rows,
@@ -31,6 +32,8 @@ PARTS = {
     "model": model.rows,
     "load": load.rows,
     "train": train.rows,
+    "kernels": kernels.rows,
+    "ranks": ranks.rows,
 }
 
 

@@ -20,7 +20,7 @@ def rows(bench):
     folder = bench.data / "bf16"
     bench.check([str(program), str(folder), str(models[0])])
     ours = [str(program), str(folder)]
-    theirs = [str(python), str(BASELINE), str(folder)]
+    theirs = [str(python), "-P", str(BASELINE), str(folder)]
 
     def gb_per_s(result):
         return result["bytes"] / result["seconds"] / 1e9

@@ -31,7 +31,7 @@ def rows(bench):
             ("forward_tokens_per_s", "forward", [8, 256, bench.size(3, 1)], "top1", 0.9),
             ("generate_tokens_per_s", "generate", [32, bench.size(128, 16), 1], "ids", 0.0)):
         words = [mode, str(folder), *map(str, sizes)]
-        mine, theirs = [str(ours), *words], [str(python), str(BASELINE), *words]
+        mine, theirs = [str(ours), *words], [str(python), "-P", str(BASELINE), *words]
         a, b = bench.run(mine)[same], bench.run(theirs)[same]
         agreement = sum(x == y for x, y in zip(a, b)) / max(len(a), len(b))
         print(f"bench:   {name}: {agreement:.0%} of the {same} agree", file=sys.stderr)

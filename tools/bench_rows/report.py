@@ -29,6 +29,13 @@ AIMS = {
     "distill_sampled_over_ce_step": ("ratio", "<=", 1.03),
     "distill_topk64_over_ce_step": ("ratio", "<=", 1.03),
     "distill_hidden_last_over_ce_step": ("ratio", "<=", 1.05),
+    "loss_tokens_per_s": ("ratio", ">=", 2),
+    "loss_peak_bytes": ("ratio", "<=", 1),
+    "adamw_gb_per_s": ("ratio", ">=", 0.7),
+    "adamw_vs_torch": ("ratio", ">=", 1.5),
+    "reduce_scatter_gb_per_s": ("ratio", ">=", 1.5),
+    "shm_floor_reduce_scatter_gb_per_s": ("ratio", ">=", 0.6),
+    "two_ranks_over_one": ("ratio", "<=", 1.05),
 }
 
 

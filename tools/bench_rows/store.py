@@ -12,7 +12,7 @@ MEMMAP = pathlib.Path(__file__).resolve().parent / "memmap.py"
 
 
 def _memmap(bench, path, records, count, seed, limit=None):
-    command = [sys.executable, str(MEMMAP), str(path), str(records), str(RECORD), str(count), str(seed)]
+    command = [sys.executable, "-P", str(MEMMAP), str(path), str(records), str(RECORD), str(count), str(seed)]
     return speed(bench.run(command, limit))
 
 

@@ -20,7 +20,7 @@ def rows(bench):
     times = bench.size(5, 1)
     written = bench.data / "tokenizer"
     ours = [str(program), str(models[0]), str(texts), str(times)]
-    theirs = [str(python), str(BASELINE), str(written / "tokenizer.json"), str(texts), str(times)]
+    theirs = [str(python), "-P", str(BASELINE), str(written / "tokenizer.json"), str(texts), str(times)]
     bench.check([*ours, str(written)])
     ids = {bench.run(command)["ids"] for command in (ours, theirs)}
     if len(ids) != 1:

@@ -34,7 +34,7 @@ def rows(bench):
         return [str(ours), mode, str(models[0]), steps]
 
     def theirs(mode):
-        return [str(python), str(BASELINE), mode, str(folder), steps]
+        return [str(python), "-P", str(BASELINE), mode, str(folder), steps]
 
     def best(_):
         return _speed(bench.run(["env", f"LD_PRELOAD={tcmalloc}", *theirs("best")]))
@@ -45,7 +45,7 @@ def rows(bench):
     runs["share"] = lambda _: _flops(bench.run(step("ce")))
     runs["default"] = lambda _: _speed(bench.run(theirs("default")))
     runs["best"] = best
-    value = medians(bench.rounds(5), runs)
+    value = medians(bench.rounds(3), runs)
     seconds = {mode: 1 / value[mode] for mode in runs if mode not in ("peak", "share")}
     command = bench.show(step("ce"))
     made = [
