@@ -1,14 +1,24 @@
 #include "common/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status.h"
 
 namespace stillhouse {
+namespace {
+
+// What the option takes, in a user's words: CLI11 prints the set or map that it was given.
+std::string OneOfThese(const std::vector<std::string>& words, const std::string& value) {
+  return absl::StrCat("is one of ", absl::StrJoin(words, ", "), ", not '", value, "'");
+}
+
+}  // namespace
 
 CommandOption CommandOption::Required() { return CommandOption(option_->required()); }
 
@@ -19,7 +29,12 @@ CommandOption CommandOption::ValueName(const std::string& name) {
 }
 
 CommandOption CommandOption::OneOf(const std::vector<std::string>& words) {
-  return CommandOption(option_->check(CLI::IsMember(words)));
+  const auto check = [words](const std::string& value) -> std::string {
+    const bool known = std::find(words.begin(), words.end(), value) != words.end();
+    return known ? "" : OneOfThese(words, value);
+  };
+  return CommandOption(
+      option_->check(CLI::Validator(check, absl::StrCat("{", absl::StrJoin(words, ","), "}"))));
 }
 
 CommandOption CommandOption::Range(int low, int high) {
@@ -86,9 +101,17 @@ CommandOption Command::AddChoiceOfNumbers(const std::string& names,
                                           const std::map<std::string, int>& words,
                                           std::function<void(int)> chosen,
                                           const std::string& description) {
+  std::vector<std::string> known;
+  for (const auto& [name, number] : words) known.push_back(name);
+  const auto to_number = [words, known](std::string& value) -> std::string {
+    const auto word = words.find(value);
+    if (word == words.end()) return OneOfThese(known, value);
+    value = std::to_string(word->second);
+    return "";
+  };
   return CommandOption(app_->add_option_function<int>(names, std::move(chosen), description)
-                           ->type_name("ENUM")
-                           ->transform(CLI::CheckedTransformer(words)));
+                           ->transform(CLI::Validator(
+                               to_number, absl::StrCat("{", absl::StrJoin(known, ","), "}"))));
 }
 
 void Command::SetFooter(const std::string& text) { app_->footer(text); }

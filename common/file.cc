@@ -190,7 +190,7 @@ TempFolder::~TempFolder() {
 
 absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::string& path) {
   SH_ASSIGN_OR_RETURN(const int opened, OpenRegularFile(path));
-  const Fd fd(opened);
+  Fd fd(opened);
   struct stat info {};
   if (fstat(fd.get(), &info) != 0) return ErrnoStatus("mapping", path);
   const size_t size = info.st_size;
@@ -200,11 +200,30 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::st
     if (data == MAP_FAILED) return ErrnoStatus("mapping", path);
   }
   return std::shared_ptr<const MappedFile>(
-      new MappedFile(path, static_cast<const char*>(data), size));
+      new MappedFile(path, fd.Release(), static_cast<const char*>(data), size));
 }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<char*>(data_), size_);
+  close(fd_);
+}
+
+absl::Status MappedFile::CopyOut(absl::string_view range, absl::Span<char> out) const {
+  SH_CHECK(out.size() == range.size());
+  if (range.empty()) return absl::OkStatus();
+  SH_CHECK(range.data() >= data_ && range.data() + range.size() <= data_ + size_);
+  for (size_t done = 0; done < range.size();) {
+    const auto at = static_cast<off_t>(range.data() - data_) + static_cast<off_t>(done);
+    const ssize_t count = pread(fd_, out.data() + done, range.size() - done, at);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return ErrnoStatus("reading", path_);
+    if (count == 0) {
+      return absl::DataLossError(
+          absl::StrCat(path_, ": cut off at byte ", at, " since it was opened"));
+    }
+    done += static_cast<size_t>(count);
+  }
+  return absl::OkStatus();
 }
 
 void MappedFile::GiveBack(absl::string_view range) const {

@@ -70,11 +70,15 @@ class MappedFile {
   // Takes the pages that hold `range` out of this process's memory, which counts them as its own as
   // long as they are mapped; they stay readable. What lies outside of the map is left alone.
   void GiveBack(absl::string_view range) const;
+  // Copies `range` of bytes() past the map: no page of it enters this process, and a file that was
+  // cut off is DataLoss, not SIGBUS. REQUIRES: out.size() == range.size().
+  absl::Status CopyOut(absl::string_view range, absl::Span<char> out) const;
 
  private:
-  MappedFile(std::string path, const char* data, size_t size)
-      : path_(std::move(path)), data_(data), size_(size) {}
+  MappedFile(std::string path, int fd, const char* data, size_t size)
+      : path_(std::move(path)), fd_(fd), data_(data), size_(size) {}
   std::string path_;
+  int fd_;  // owned
   const char* data_;
   size_t size_;
 };

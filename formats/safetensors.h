@@ -53,6 +53,10 @@ class SafetensorsFile {
   // The same for a part of its Bytes. REQUIRES: `bytes` holds out.size() values.
   absl::Status DecodeF32(const SafetensorsTensor& tensor, absl::string_view bytes,
                          absl::Span<float> out) const;
+  // Copies a part of its Bytes (MappedFile::CopyOut).
+  absl::Status Copy(absl::string_view bytes, absl::Span<char> out) const {
+    return file_->CopyOut(bytes, out);
+  }
   // Lets go of the memory behind a part of the map, which stays readable.
   void GiveBack(absl::string_view bytes) const { file_->GiveBack(bytes); }
 

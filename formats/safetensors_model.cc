@@ -1,7 +1,6 @@
 #include "formats/safetensors_model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <utility>
 #include <vector>
@@ -44,9 +43,9 @@ class SafetensorsWeights final : public Weights {
   }
   absl::Status CopyRows(absl::string_view name, int64_t first,
                         absl::Span<char> out) const override {
+    SH_ASSIGN_OR_RETURN(const Stored* stored, Get(name));
     SH_ASSIGN_OR_RETURN(const absl::string_view bytes, Rows(name, first, out.size()));
-    if (!out.empty()) std::memcpy(out.data(), bytes.data(), bytes.size());
-    return absl::OkStatus();
+    return stored->file->Copy(bytes, out);
   }
   absl::StatusOr<absl::string_view> RawBytes(absl::string_view name) const override {
     SH_ASSIGN_OR_RETURN(const Stored* stored, Get(name));

@@ -49,9 +49,9 @@ Json Describe(const ExportManifest& manifest, const std::string& folder) {
 }
 
 std::string Summary(const ExportManifest& manifest, const std::string& folder) {
-  return absl::StrCat(folder, ": ", manifest.documents, " documents, ", manifest.sections,
-                      " sections, ", HumanBytes(BytesOf(manifest)), ", digest ",
-                      manifest.digest.Hex());
+  return absl::StrCat(folder, ": ", Counted(manifest.documents, "document"), ", ",
+                      Counted(manifest.sections, "section"), ", ", HumanBytes(BytesOf(manifest)),
+                      ", digest ", manifest.digest.Hex());
 }
 
 absl::StatusOr<int> Export(const TransferOptions& options) {

@@ -22,6 +22,8 @@
 namespace stillhouse {
 namespace {
 
+constexpr double kEpochsUsual = 50;  // more are likelier a slip of the pen
+
 using Json = nlohmann::ordered_json;
 
 struct CheckOptions {
@@ -73,6 +75,13 @@ void AddWarnings(Checked& checked) {
         absl::StrCat("capture.logits: ", top.k, " ids are wanted, the teacher has ",
                      checked.job->teacher_config.vocab_size, "; all of them are stored"));
   }
+  for (size_t i = 0; i < checked.students.size(); ++i) {
+    const StudentEstimate& student = checked.students[i];
+    if (student.epochs <= kEpochsUsual) continue;
+    checked.warnings.push_back(absl::StrFormat(
+        "students[%d]: steps times batch.tokens read the text %.0f times; are so many meant?", i,
+        student.epochs));
+  }
   if (checked.plan.held_out_rows == 0) {
     checked.warnings.push_back("nothing is held out, so students cannot be evaluated");
   }
@@ -112,9 +121,8 @@ std::vector<std::string> Assumptions(const Machine& machine) {
           "top-k and top-p (k_max), 2 per hidden value (int8: 1), %.0f %% of headers and "
           "index",
           kStatsBytesPerRow, kSampledBytesPerDraw, kTopBytesPerId, (kRecordOverhead - 1) * 100),
-      absl::StrFormat("%d CPU core%s at %.0f GFLOP/s in bf16 and %.0f in fp32, one process at a "
-                      "time",
-                      machine.cores, machine.cores == 1 ? "" : "s",
+      absl::StrFormat("%s at %.0f GFLOP/s in bf16 and %.0f in fp32, one process at a time",
+                      Counted(static_cast<uint64_t>(machine.cores), "CPU core"),
                       machine.FlopsPerSecond("bf16") / machine.cores / 1e9,
                       machine.FlopsPerSecond("fp32") / machine.cores / 1e9),
   };

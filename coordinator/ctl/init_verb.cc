@@ -1,4 +1,6 @@
 // init: writes a recipe to start from.
+#include <errno.h>
+
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -63,9 +65,9 @@ absl::StatusOr<int> Init(const InitOptions& options) {
   const std::string recipe = WriteStartingRecipe(start, bytes);
   SH_RETURN_IF_ERROR_AT(ParseRecipe(recipe, options.file), "the recipe just made is refused");
   SH_RETURN_IF_ERROR(WriteFileAtomically(start.file, recipe));
-  PrintText(absl::StrCat("wrote ", options.file, ": ", files.size(), " file",
-                         files.size() == 1 ? "" : "s", " of text, ", HumanBytes(bytes),
-                         "\nnext: coordinatorctl check ", options.file, "\n"));
+  PrintText(absl::StrCat("wrote ", options.file, ": ", Counted(files.size(), "file"), " of text, ",
+                         HumanBytes(bytes), "\nnext: ", program_invocation_name, " check ",
+                         options.file, "\n"));
   return kExitOk;
 }
 

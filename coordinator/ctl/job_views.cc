@@ -158,7 +158,7 @@ std::string JobsAndRunsTable(const AdminView& view) {
   for (const JobView& job : view.jobs) {
     std::string note = job.problem;
     if (note.empty() && job.chunks_poisoned > 0)
-      note = absl::StrCat(job.chunks_poisoned, " chunks poisoned");
+      note = Counted(job.chunks_poisoned, "chunk") + " poisoned";
     table.rows.push_back({job.name, job.state, Share(job.rows_durable, job.rows),
                           OrDash(job.rows_per_s, ""), LeftOrDash(job.seconds_left), note});
   }

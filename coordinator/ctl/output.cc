@@ -168,6 +168,10 @@ std::string HumanCount(double count) {
   return absl::StrFormat("%.*f%s", count < 99.95 ? 1 : 0, count, units[unit]);
 }
 
+std::string Counted(uint64_t count, absl::string_view noun) {
+  return absl::StrCat(count, " ", noun, count == 1 ? "" : "s");
+}
+
 std::string HumanDuration(absl::Duration duration) {
   const double seconds = std::max(0.0, absl::ToDoubleSeconds(duration));
   if (!std::isfinite(seconds)) return "?";

@@ -45,9 +45,10 @@ class StatusLine {
   const bool terminal_;
 };
 
-std::string HumanBytes(uint64_t bytes);              // "1.4 GiB"
-std::string HumanCount(double count);                // "16.4k", "2.1M"
-std::string HumanDuration(absl::Duration duration);  // "2h 05m", "3m 07s", "4.2s"
+std::string HumanBytes(uint64_t bytes);                       // "1.4 GiB"
+std::string HumanCount(double count);                         // "16.4k", "2.1M"
+std::string Counted(uint64_t count, absl::string_view noun);  // "1 chunk", "2 chunks"
+std::string HumanDuration(absl::Duration duration);           // "2h 05m", "3m 07s", "4.2s"
 // "[#####-----]  50 %"; share is clamped to [0, 1].
 std::string ProgressBar(double share, int width);
 

@@ -182,10 +182,10 @@ absl::StatusOr<std::shared_ptr<const PreparedJob>> PrepareJob(const Recipe& reci
                    " parameters, ", job->teacher.ShortHex()));
   SH_ASSIGN_OR_RETURN(job->plan, FindOrBuildPlan(recipe, *teacher.tokenizer, say, &job->plan_path));
   const Plan& plan = *job->plan;
-  say(absl::StrCat("dataset: ", plan.document_count(), " documents, ",
+  say(absl::StrCat("dataset: ", Counted(plan.document_count(), "document"), ", ",
                    HumanCount(static_cast<double>(plan.training_rows())), " tokens to train on, ",
                    HumanCount(static_cast<double>(plan.held_out_rows())), " held out, in ",
-                   plan.chunk_count(), " chunks; plan ", plan.digest().ShortHex()));
+                   Counted(plan.chunk_count(), "chunk"), "; plan ", plan.digest().ShortHex()));
   job->sections = TrainingSections(recipe, teacher.config);
   job->held_out_sections = HeldOutSections(teacher.config);
   SH_RETURN_IF_ERROR(

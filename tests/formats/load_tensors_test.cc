@@ -95,6 +95,20 @@ TEST_F(LoadTensorsTest, NamesWhatCannotBeLoaded) {
   EXPECT_THAT(std::string(status.message()), HasSubstr(tensors[2].name));
 }
 
+TEST_F(LoadTensorsTest, AFileThatIsCutOffMeanwhileIsAnErrorNotASignal) {
+  ASSERT_TRUE(WriteTinyModel(Path("m"), {}).ok());
+  const auto model = OpenModelFiles(Path("m"));
+  ASSERT_TRUE(model.ok()) << model.status();
+  const TensorInfo& info = model->weights->tensors().back();
+  std::vector<char> memory(static_cast<size_t>(info.Count()) * FloatBytes(info.stored_dtype));
+  const std::string file = Path("m/model.safetensors");
+  ASSERT_EQ(::truncate(file.c_str(), 4096), 0);
+  const absl::Status status =
+      LoadTensors(*model->weights, {{info.name, info.stored_dtype, memory.data()}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(file + ": cut off at byte"));
+}
+
 // The most memory that this process has had resident since the last call of ResetPeak. Null where
 // the kernel does not say, and under a sanitizer, whose own pages (TSan keeps several for each that
 // is touched) are counted with ours.

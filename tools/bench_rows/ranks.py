@@ -54,12 +54,12 @@ def _shared_step(bench, programs, mpirun):
     step = programs / "student_step_bench"
     cores = os.cpu_count()
     if not models or not step.exists() or cores < 2:
-        print("bench:   no teacher, no student_step_bench, or one core: two_ranks_over_one is left out", file=sys.stderr)
+        print("bench:   no teacher, no student_step_bench, or one core: two_ranks_over_one is left out",
+              file=sys.stderr)
         return []
     words = [str(step), "ce", str(models[0]), str(bench.size(6, 1))]
     one = ["env", f"OMP_NUM_THREADS={cores // 2 * 2}", *words]
     two = ["env", f"OMP_NUM_THREADS={cores // 2}", *mpirun[1:], *words]
-    two[1:1] = mpirun[1:3]
     value = medians(bench.rounds(5), {"one rank": lambda _: _seconds(bench.run(one)),
                                       "two ranks": lambda _: _seconds(bench.run(two))})
     return [row("two_ranks_over_one", value["two ranks"], "s/token", "one rank with as many threads in all",

@@ -17,6 +17,7 @@ namespace stillhouse {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 struct Result {
   int code = -1;
@@ -93,7 +94,17 @@ TEST_F(BadInputTest, InitThenCheckSaysWhatItWouldCost) {
             report["dataset"]["training_tokens"].get<int64_t>() +
                 report["dataset"]["held_out_tokens"].get<int64_t>());
   EXPECT_GT(report["capture"]["cache_bytes"], 0);
-  EXPECT_EQ(Ctl("check recipe.yaml -o xml").code, kExitUsage);
+  const Result other_format = Ctl("check recipe.yaml -o xml");
+  EXPECT_EQ(other_format.code, kExitUsage);
+  EXPECT_THAT(other_format.out, HasSubstr("--output: is one of json, table, yaml, not 'xml'"));
+}
+
+TEST_F(BadInputTest, CheckAsksWhetherSoManyEpochsAreMeant) {
+  WriteRecipe({{" steps: ", " steps: 1  # not "}});
+  ExpectCheck(0, "student half");
+  EXPECT_THAT(Ctl("check recipe.yaml").out, Not(HasSubstr("are so many meant?")));
+  WriteRecipe({{" steps: ", " steps: 9000  # not "}});
+  ExpectCheck(0, "students[0]: steps times batch.tokens read the text");
 }
 
 TEST_F(BadInputTest, InitNeverWritesOverAFileUnasked) {
