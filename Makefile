@@ -29,7 +29,7 @@ sanitize: deps  ## the core tests under ASan+UBSan and TSan, fuzzing for seconds
 test-quickstart: build  ## the quickstart, twice, with its results checked: 5 to 20 minutes
 	@tools/run_tests.sh build -L slow
 
-bench:  ## the figures of docs/benchmarks.md: about 20 minutes; needs 12 GB of disk
+bench:  ## the figures of docs/benchmarks.md: about 45 minutes; needs 12 GB of disk
 	@tools/bench.sh
 
 lint:  ## formatting, layering, clang-tidy on what was touched lately, thread safety
