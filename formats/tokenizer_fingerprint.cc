@@ -1,8 +1,10 @@
 // The fingerprint of a tokenizer. Caches are bound to it, so that what it was for a tokenizer it
-// has to stay: fields that came later are added only where they say what the first ones do not.
+// has to stay: fields that came later are added only where they say what the first ones do not. A
+// flag that decides no id is none of them: it differs between the files of one model.
 #include <vector>
 
 #include "common/status.h"
+#include "formats/added_token_flags.h"
 #include "formats/bpe_tokenizer.h"
 #include "formats/utf8.h"
 
@@ -10,12 +12,6 @@ namespace stillhouse {
 namespace {
 
 using Behavior = SplitStep::Behavior;
-
-size_t Characters(absl::string_view text) {
-  size_t count = 0;
-  for (const char c : text) count += (static_cast<uint8_t>(c) & 0xc0) != 0x80 ? 1 : 0;
-  return count;
-}
 
 // The fields of the first version.
 void AddFirst(const TokenizerSpec& spec, const Tokenizer& tokenizer, Sha256& hash) {
@@ -76,7 +72,7 @@ bool MergesFollow(const TokenizerSpec& spec, const Tokenizer& tokenizer, const B
   return true;
 }
 
-bool IsPlain(const TokenizerSpec& spec) {
+bool IsPlain(const TokenizerSpec& spec, const std::vector<EffectiveFlags>& flags) {
   if (!spec.normalizer.empty() || spec.ignore_merges || spec.byte_fallback ||
       spec.unknown.has_value() || spec.steps.empty() ||
       spec.steps.back().kind != SplitStep::Kind::kByteLevel) {
@@ -90,18 +86,17 @@ bool IsPlain(const TokenizerSpec& spec) {
       return false;
     }
   }
-  for (const AddedToken& token : spec.added) {
-    // Without a normalizer, `normalized` only sets tokens apart that overlap.
-    if (token.single_word || token.lstrip || token.rstrip ||
-        token.normalized != spec.added.front().normalized ||
-        (!token.in_vocabulary && Characters(token.content) == 1)) {
+  for (size_t i = 0; i < flags.size(); ++i) {
+    const AddedToken& token = spec.added[i];
+    if (token.single_word || token.lstrip || token.rstrip || flags[i].normalized ||
+        !flags[i].in_vocabulary) {
       return false;
     }
   }
   return true;
 }
 
-void AddSecond(const TokenizerSpec& spec, Sha256& hash) {
+void AddSecond(const TokenizerSpec& spec, const std::vector<EffectiveFlags>& flags, Sha256& hash) {
   hash.AddField("stillhouse tokenizer 2");
   for (const std::string& token : spec.tokens) hash.AddField(token);
   hash.AddU64(spec.merges.size());
@@ -111,9 +106,10 @@ void AddSecond(const TokenizerSpec& spec, Sha256& hash) {
     hash.AddU64(static_cast<uint64_t>(step.kind)).AddU64(static_cast<uint64_t>(step.form));
     hash.AddField(step.pattern).AddField(step.content);
   }
-  for (const AddedToken& token : spec.added) {
+  for (size_t i = 0; i < flags.size(); ++i) {
+    const AddedToken& token = spec.added[i];
     hash.AddU64(token.single_word).AddU64(token.lstrip).AddU64(token.rstrip);
-    hash.AddU64(token.normalized).AddU64(token.in_vocabulary);
+    hash.AddU64(flags[i].normalized).AddU64(flags[i].in_vocabulary);
   }
   for (const SplitStep& step : spec.steps) {
     hash.AddU64(static_cast<uint64_t>(step.behavior)).AddU64(step.invert);
@@ -128,7 +124,8 @@ void AddSecond(const TokenizerSpec& spec, Sha256& hash) {
 Digest TokenizerFingerprint(const TokenizerSpec& spec, const Tokenizer& tokenizer, const Bpe& bpe) {
   Sha256 hash;
   AddFirst(spec, tokenizer, hash);
-  if (!IsPlain(spec) || !MergesFollow(spec, tokenizer, bpe)) AddSecond(spec, hash);
+  const std::vector<EffectiveFlags> flags = FlagsThatMatter(spec);
+  if (!IsPlain(spec, flags) || !MergesFollow(spec, tokenizer, bpe)) AddSecond(spec, flags, hash);
   return hash.Finish();
 }
 
