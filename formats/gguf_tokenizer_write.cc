@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/match.h"
 #include "common/status.h"
+#include "formats/added_token_flags.h"
 #include "formats/gguf_tokenizer.h"
 #include "formats/piece_merges.h"
 
@@ -30,14 +31,19 @@ absl::Status Lacks(absl::string_view what) {
 
 // What neither kind can say.
 absl::Status CheckCommon(const TokenizerSpec& spec) {
-  for (const AddedToken& token : spec.added) {
+  const std::vector<EffectiveFlags> flags = FlagsThatMatter(spec);
+  for (size_t i = 0; i < spec.added.size(); ++i) {
+    const AddedToken& token = spec.added[i];
     const std::string label = absl::StrCat("added token \"", token.content.substr(0, 80), "\"");
     if (token.lstrip || token.rstrip || token.single_word) {
       return Lacks(absl::StrCat("the lstrip, rstrip or single_word of ", label));
     }
-    // Without a normalizer the flag says nothing.
-    if (token.normalized && !spec.normalizer.empty()) {
-      return Lacks(absl::StrCat("the `normalized` of ", label));
+    if (flags[i].normalized) {
+      return Lacks(
+          absl::StrCat("the `normalized` of ", label, ", which decides where it is found,"));
+    }
+    if (!flags[i].in_vocabulary) {
+      return Lacks(absl::StrCat("that the model does not know ", label));
     }
   }
   if (!spec.suffix.empty()) return Lacks("a token after each text");

@@ -10,6 +10,7 @@ Formats of the .bin files: as tokenizer_variants.py writes them, ids only.
 import itertools
 import json
 import os
+import random
 import struct
 import sys
 
@@ -26,6 +27,8 @@ GPT2_KINDS = {
     "llama-bpe": ([split(LLAMA3), byte_level(False)], None),
     "qwen2": ([split(QWEN2), byte_level(False)], normalizers.NFC()),
     "default": ([split(p) for p in LLAMACPP_DEFAULT] + [byte_level(False)], None)}
+# Only a tokenizer.json, whose added tokens say `normalized: true`; the first two can be written as GGUF.
+JSON_ONLY = ["llama-normalized", "gpt2-normalized", "llama-legacy"]
 
 
 def text(value):
@@ -91,32 +94,54 @@ def piece_merges(tokens, scores, normal):
     return [m[:2] for m in sorted(merges, key=lambda m: m[2], reverse=True)]
 
 
-def make_llama(folder, name, corpus, prefix):
+def make_llama(folder, name, corpus, prefix, normalized=False):
     trained = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     train(trained, corpus, ["<unk>", "<s>", "</s>"], ["▁"], vocab_size=1500, limit_alphabet=200)
-    learned = [t for t in by_id(trained)[3:] if t not in ("[X]", "<0x41>")]
+    # Scores know no merges beside those that follow from the pieces, among which [X] is in a GGUF.
+    learned = [t for t in by_id(trained)[3:] if not ("[X" in t or "X]" in t or t == "<0x41>")]
     long = [t for t in learned if len(t) > 1]
     normal = long + [t for t in learned if len(t) == 1]
-    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + normal + ["[X]"]
-    kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(normal) + [USER]
-    scores = [0.0] * 259 + [-float(i) for i in range(len(normal))] + [0.0]
+    tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)] + normal
+    if not normalized:  # else a token beside the model's own
+        tokens.append("[X]")
+    kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(normal) + [USER] * (not normalized)
+    scores = [0.0] * 259 + [-float(i) for i in range(len(normal))] + [0.0] * (not normalized)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     merges = piece_merges(tokens, dict(zip(tokens, scores)), set(normal) | {"[X]"})
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(LLAMA_NORMALIZER) if prefix else LLAMA_NORMALIZER[1]
     tokenizer.decoder = decoders.Sequence(LLAMA_DECODER if prefix else LLAMA_DECODER[:3])
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in tokens[:3]])
-    tokenizer.add_tokens([AddedToken("[X]", normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=normalized, special=True) for t in tokens[:3]])
+    tokenizer.add_tokens([AddedToken("[X]", normalized=normalized)])
     template(tokenizer, "<s>")
     tokenizer.save(os.path.join(folder, name + ".json"))
+    if normalized:
+        return
     write_gguf(os.path.join(folder, name + ".gguf"), {
         "model": "llama", "pre": "default", "tokens": tokens, "token_type": kinds, "scores": scores,
         "add_space_prefix": prefix, "bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0})
 
 
+def make_gpt2_normalized(folder, corpus):
+    """Tokens of both flags, which do not overlap, and no normalizer."""
+    tokenizer = byte_level_tokenizer(corpus, GPT2_KINDS["smollm"][0], None, special=["<s>", "</s>"])
+    tokenizer.add_tokens([AddedToken("[X]", normalized=True), AddedToken("  ", normalized=True),
+                          AddedToken("<|endoftext|>", normalized=False, special=True)])
+    tokenizer.save(os.path.join(folder, "gpt2-normalized.json"))
+
+
+def all_strings():
+    """Beside others, some that are mostly added tokens, halves of them, and what may stand around them."""
+    choose = random.Random(43)
+    parts = ["<s>", "</s>", "<unk>", "[X]", "<|endoftext|>", " ", " ", "  ", "▁", "\n", "\t", "\u00a0", "a", "the", "é",
+             "e\u0301", "\u0338", "<s", "s>", "<", ">", "[X", "]", "<0x41>", "日", "\x00", "\u212a"]
+    texts = ["".join(choose.choices(parts, k=choose.randrange(1, 9))) for _ in range(3000)]
+    return make_strings(5000, 41) + texts
+
+
 def make(folder):
-    texts = make_strings(5000, 41)
+    texts = all_strings()
     raw = [one.encode() for one in texts]
     with open(os.path.join(folder, "strings.bin"), "wb") as file:
         file.write(words([len(raw)]) + words(map(len, raw)) + b"".join(raw))
@@ -124,11 +149,14 @@ def make(folder):
         make_gpt2(folder, kind, texts[:2000])
     make_llama(folder, "llama", texts[:2000], True)
     make_llama(folder, "llama-plain", texts[:2000], False)
+    make_llama(folder, "llama-normalized", texts[:2000], False, normalized=True)
+    make_llama(folder, "llama-legacy", texts[:2000], True, normalized=True)
+    make_gpt2_normalized(folder, texts[:2000])
 
 
 def check(folder):
-    texts = make_strings(5000, 41)
-    for kind in [*GPT2_KINDS, "llama", "llama-plain"]:
+    texts = all_strings()
+    for kind in [*GPT2_KINDS, "llama", "llama-plain", *JSON_ONLY]:
         expected = Tokenizer.from_file(os.path.join(folder, kind + ".json"))
         written = Tokenizer.from_file(os.path.join(folder, kind, "tokenizer.json"))
         ids = [encoding.ids for encoding in written.encode_batch(texts)]
