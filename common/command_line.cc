@@ -2,7 +2,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstdlib>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -16,6 +19,29 @@ namespace {
 // What the option takes, in a user's words: CLI11 prints the set or map that it was given.
 std::string OneOfThese(const std::vector<std::string>& words, const std::string& value) {
   return absl::StrCat("is one of ", absl::StrJoin(words, ", "), ", not '", value, "'");
+}
+
+// Whether an integer is too large for 64 bits. (As CLI11 reads it: 0x10 is one too.)
+template <typename Number>
+bool OutOfRange(const std::string& text) {
+  errno = 0;
+  if constexpr (std::is_unsigned_v<Number>) {
+    std::strtoull(text.c_str(), nullptr, /*base=*/0);
+  } else if constexpr (std::is_integral_v<Number>) {
+    std::strtoll(text.c_str(), nullptr, /*base=*/0);
+  }
+  return errno == ERANGE;
+}
+
+// CLI11 takes an empty text for 0, what is too large for the largest number there is, and so -1
+// where there is no sign.
+template <typename Number>
+CLI::Option* OnlyNumbers(CLI::Option* option) {
+  return option->check([](const std::string& text) -> std::string {
+    if (text.empty()) return "a number is missing";
+    if (std::is_unsigned_v<Number> && text.front() == '-') return absl::StrCat(text, " is below 0");
+    return OutOfRange<Number>(text) ? absl::StrCat(text, " is out of range") : std::string();
+  });
 }
 
 }  // namespace
@@ -64,27 +90,27 @@ CommandOption Command::AddOption(const std::string& names, std::string* value,
 
 CommandOption Command::AddOption(const std::string& names, int* value,
                                  const std::string& description) {
-  return CommandOption(app_->add_option(names, *value, description));
+  return CommandOption(OnlyNumbers<int>(app_->add_option(names, *value, description)));
 }
 
 CommandOption Command::AddOption(const std::string& names, int64_t* value,
                                  const std::string& description) {
-  return CommandOption(app_->add_option(names, *value, description));
+  return CommandOption(OnlyNumbers<int64_t>(app_->add_option(names, *value, description)));
 }
 
 CommandOption Command::AddOption(const std::string& names, uint64_t* value,
                                  const std::string& description) {
-  return CommandOption(app_->add_option(names, *value, description));
+  return CommandOption(OnlyNumbers<uint64_t>(app_->add_option(names, *value, description)));
 }
 
 CommandOption Command::AddOption(const std::string& names, double* value,
                                  const std::string& description) {
-  return CommandOption(app_->add_option(names, *value, description));
+  return CommandOption(OnlyNumbers<double>(app_->add_option(names, *value, description)));
 }
 
 CommandOption Command::AddOption(const std::string& names, std::optional<uint64_t>* value,
                                  const std::string& description) {
-  return CommandOption(app_->add_option(names, *value, description));
+  return CommandOption(OnlyNumbers<uint64_t>(app_->add_option(names, *value, description)));
 }
 
 CommandOption Command::AddOption(const std::string& names, std::vector<std::string>* value,
@@ -161,7 +187,8 @@ std::optional<int> CommandLine::Parse(int argc, const char* const* argv, UsageEr
       app_->exit(error);
     } else {
       const std::string program = app_->get_name();
-      std::fprintf(stderr, "%s: %s (%s --help)\n", program.c_str(), error.what(), program.c_str());
+      std::fprintf(stderr, "%s: %s (%s --help)\n", program.c_str(),
+                   WithoutControls(error.what()).c_str(), program.c_str());
     }
     return kExitUsage;
   }

@@ -159,6 +159,8 @@ absl::Status WriteTensor(const Weights& weights, const TensorInfo& info, const G
       values.resize(static_cast<size_t>(count * columns));
       SH_RETURN_IF_ERROR(weights.ReadRowsF32(info.name, first, absl::MakeSpan(values)));
       SH_RETURN_IF_ERROR_AT(GgmlEncode(type, values, absl::MakeSpan(rows)), info.name);
+      if (FloatBytes(type.name) == 2)
+        SH_RETURN_IF_ERROR_AT(CheckFinite(rows, type.name), info.name);
     }
     GiveBackRows(weights, info, {0, first, count});
     if (rotated_head_dim > 0)

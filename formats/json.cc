@@ -1,5 +1,6 @@
 #include "formats/json.h"
 
+#include <algorithm>
 #include <exception>
 #include <limits>
 #include <utility>
@@ -21,6 +22,21 @@ class RefusedJson : public std::exception {
  private:
   std::string what_;
 };
+
+// "LINE:COLUMN" of the byte that `byte`, which counts from 1, is; of the last one where it lies
+// past the end. Columns count characters.
+std::string PlaceOf(absl::string_view text, size_t byte, uint64_t line) {
+  const absl::string_view before = text.substr(0, std::min(byte, text.size()));
+  size_t column = 0;
+  for (size_t i = 0; i < before.size(); ++i) {
+    if (i > 0 && before[i - 1] == '\n') {
+      ++line;
+      column = 0;
+    }
+    column += (static_cast<uint8_t>(before[i]) & 0xc0) == 0x80 ? 0 : 1;
+  }
+  return absl::StrCat(line, ":", std::max<size_t>(column, 1));
+}
 
 class StrictCallback {
  public:
@@ -56,7 +72,9 @@ class StrictCallback {
 
 }  // namespace
 
-absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view path) {
+absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view path,
+                               std::optional<uint64_t> line) {
+  const std::string where = line.has_value() ? absl::StrCat(path, ":", *line) : std::string(path);
   try {
     StrictCallback strict;
     return Json::parse(text.data(), text.data() + text.size(),
@@ -64,13 +82,14 @@ absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view path) {
                          return strict(depth, event, value);
                        });
   } catch (const RefusedJson& refused) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", refused.what()));
+    return absl::InvalidArgumentError(absl::StrCat(where, ": ", refused.what()));
   } catch (const Json::parse_error& error) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": not valid JSON at byte ", error.byte, " of ", text.size()));
+        absl::StrCat(path, ":", PlaceOf(text, error.byte, line.value_or(1)), ": not valid JSON",
+                     error.byte > text.size() ? ", which ends here" : ""));
   } catch (const std::exception&) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": not valid JSON (a number is out of range)"));
+        absl::StrCat(where, ": not valid JSON (a number is out of range)"));
   }
 }
 

@@ -1,7 +1,8 @@
 // Strict JSON for files that other people wrote: config.json, tokenizer.json, safetensors headers.
 //
 // On top of the grammar: no duplicate keys (two readers of one file must see one model), no nesting
-// past kJsonDepthMax. Errors are InvalidArgument "PATH: what".
+// past kJsonDepthMax. Errors are InvalidArgument "PATH: what"; "PATH:LINE:COLUMN: what" for what is
+// no JSON.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +20,9 @@ using OrderedJson = nlohmann::ordered_json;  // keys in the order they were put
 
 inline constexpr int kJsonDepthMax = 64;  // the files we read nest to about 8
 
-absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view path);
+// `line`: the text is this line of a file of many, which errors name after the path.
+absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view path,
+                               std::optional<uint64_t> line = std::nullopt);
 // ParseJson of a file, refused when it is larger than `bytes_max`. NotFound if it is not there.
 absl::StatusOr<Json> ReadJsonFile(const std::string& path, uint64_t bytes_max);
 
@@ -37,6 +40,7 @@ class JsonFields {
   absl::StatusOr<std::string> RequiredString(absl::string_view key) const;
   const Json* Find(absl::string_view key) const;  // null where missing or null
   bool Has(absl::string_view key) const;          // also where it is null
+  absl::string_view path() const { return path_; }
   absl::Status WrongType(absl::string_view key, absl::string_view wanted) const;
 
  private:

@@ -15,17 +15,20 @@
 namespace stillhouse {
 namespace {
 
-// Whether a finite value became `infinity`. A plain loop, for the vectoriser.
+constexpr uint16_t kBf16Infinity = 0x7f80;
+constexpr uint16_t kHalfInfinity = 0x7c00;
+
+// How many finite values became `infinity`. A plain loop, for the vectoriser.
 template <uint16_t (*encode)(float), uint16_t infinity>
-bool EncodeAll(absl::Span<const float> values, char* out) {
+uint32_t EncodeAll(absl::Span<const float> values, char* out) {
   uint32_t overflows = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     const uint16_t bits = encode(values[i]);
     const bool finite = (std::bit_cast<uint32_t>(values[i]) & 0x7f800000u) != 0x7f800000u;
-    overflows |= static_cast<uint32_t>(finite) & static_cast<uint32_t>((bits & 0x7fff) == infinity);
+    overflows += static_cast<uint32_t>(finite) & static_cast<uint32_t>((bits & 0x7fff) == infinity);
     std::memcpy(out + 2 * i, &bits, sizeof(bits));
   }
-  return overflows != 0;
+  return overflows;
 }
 
 }  // namespace
@@ -52,11 +55,28 @@ absl::Status EncodeFloats(absl::Span<const float> values, absl::string_view dtyp
     if (!values.empty()) std::memcpy(out.data(), values.data(), out.size());
     return absl::OkStatus();
   }
-  const bool overflows = dtype == "BF16" ? EncodeAll<FloatToBf16, 0x7f80>(values, out.data())
-                                         : EncodeAll<FloatToHalf, 0x7c00>(values, out.data());
-  if (!overflows) return absl::OkStatus();
+  const uint32_t overflows = dtype == "BF16"
+                                 ? EncodeAll<FloatToBf16, kBf16Infinity>(values, out.data())
+                                 : EncodeAll<FloatToHalf, kHalfInfinity>(values, out.data());
+  if (overflows == 0) return absl::OkStatus();
   return absl::OutOfRangeError(
-      absl::StrCat("a value is too large for ", dtype, ": take another dtype"));
+      absl::StrCat(overflows, overflows == 1 ? " value is" : " values are", " too large for ",
+                   dtype, dtype == "F16" ? " (at most 65504)" : "", ": take another dtype"));
+}
+
+absl::Status CheckFinite(absl::Span<const char> encoded, absl::string_view dtype) {
+  SH_CHECK(FloatBytes(dtype) == 2, dtype);
+  const uint16_t infinity = dtype == "BF16" ? kBf16Infinity : kHalfInfinity;
+  uint32_t count = 0;
+  for (size_t at = 0; at + 2 <= encoded.size(); at += 2) {
+    uint16_t bits = 0;
+    std::memcpy(&bits, encoded.data() + at, sizeof(bits));
+    count += static_cast<uint32_t>((bits & infinity) == infinity);
+  }
+  if (count == 0) return absl::OkStatus();
+  return absl::OutOfRangeError(absl::StrCat(
+      count, count == 1 ? " value is" : " values are",
+      " NaN or infinite: only F32, or the dtype that they are stored in, keeps them as they are"));
 }
 
 absl::StatusOr<FileIdentity> IdentifyFile(const std::string& path) {

@@ -46,6 +46,9 @@ size_t FloatBytes(absl::string_view dtype);
 // would be infinite. REQUIRES: out.size() == values.size() * FloatBytes(dtype).
 absl::Status EncodeFloats(absl::Span<const float> values, absl::string_view dtype,
                           absl::Span<char> out);
+// OutOfRange with their number for values in `encoded`, F16 or BF16, that are not finite: what is
+// written in a narrower dtype than it came in has to be numbers.
+absl::Status CheckFinite(absl::Span<const char> encoded, absl::string_view dtype);
 
 // Immutable and thread-safe once open; memory-mapped. Values come dequantised, and permuted to the
 // Hugging Face layout where the file has another (GGUF's q and k of Llama).

@@ -77,7 +77,7 @@ absl::Status WriteTensor(const TensorToWrite& tensor, SafetensorsWriter& writer)
   std::string buffer;
   for (const RowBlock& block : RowBlocksOf({&info})) {
     buffer.resize(static_cast<size_t>(block.rows) * row);
-    SH_RETURN_IF_ERROR_AT(tensor.read_rows(block.first, absl::MakeSpan(buffer)), tensor.name);
+    SH_RETURN_IF_ERROR(tensor.read_rows(block.first, absl::MakeSpan(buffer)));
     SH_RETURN_IF_ERROR(writer.Append(buffer));
   }
   return absl::OkStatus();
@@ -150,6 +150,9 @@ absl::StatusOr<std::vector<TensorToWrite>> TensorsToWrite(std::shared_ptr<const 
       std::vector<float> scratch;
       const auto row = static_cast<size_t>(info.Count() / info.Rows()) * FloatBytes(target);
       absl::Status status = ReadRowsAs(*weights, info.name, first, target, scratch, out);
+      if (status.ok() && target != info.stored_dtype && FloatBytes(target) == 2) {
+        status = Annotate(CheckFinite(out, target), info.name);
+      }
       GiveBackRows(*weights, info, {0, first, static_cast<int64_t>(out.size() / row)});
       return status;
     };

@@ -57,7 +57,7 @@ absl::StatusOr<bool> LineReader::Next(Json* value) {
           absl::StrCat(Where(), ": longer than ", kLineBytesMax, " bytes"));
     }
     if (absl::StripAsciiWhitespace(line).empty()) continue;
-    SH_ASSIGN_OR_RETURN(*value, ParseJson(line, Where()));
+    SH_ASSIGN_OR_RETURN(*value, ParseJson(line, name_, line_));
     return true;
   }
 }

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "common/status.h"
 
 namespace stillhouse {
@@ -95,6 +97,27 @@ TEST(CommandLineTest, TellsOfAMistake) {
   EXPECT_THAT(Parse({"x", "--count", "10"}, &given, UsageErrors::kOneLine), Optional(kExitUsage));
   EXPECT_EQ(testing::internal::GetCapturedStderr(),
             "trial: --count: Value 10 not in range 1 to 9 (trial --help)\n");
+}
+
+TEST(CommandLineTest, WhatIsNoNumberIsNotTakenForOne) {
+  for (const auto& [option, value] : {std::pair{"--count", ""},
+                                      {"--count", "2x"},
+                                      {"--seed", ""},
+                                      {"--seed", "-1"},
+                                      {"--seed", "18446744073709551616"},
+                                      {"--seed", "1.5"}}) {
+    Given given;
+    testing::internal::CaptureStderr();
+    EXPECT_THAT(Parse({"x", option, value}, &given, UsageErrors::kOneLine), Optional(kExitUsage))
+        << option << " " << value;
+    EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(option));
+    EXPECT_EQ(given.seed, std::nullopt);
+  }
+  Given given;
+  testing::internal::CaptureStderr();
+  Parse({"x", "--seed", "1\n2"}, &given, UsageErrors::kOneLine);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1) << said;
 }
 
 TEST(CommandLineTest, CallsTheCommandThatWasGiven) {

@@ -17,6 +17,7 @@
 #include "formats/model_diff.h"
 #include "formats/model_files.h"
 #include "formats/safetensors.h"
+#include "tests/common/small_disk.h"
 #include "tests/formats/model_folder_test.h"
 
 namespace stillhouse {
@@ -351,6 +352,76 @@ TEST_F(WriteModelTest, ValuesThatADtypeDoesNotHoldAreRefused) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("too large for F16"));
   EXPECT_THAT(std::string(status.message()), HasSubstr(tensors[3].name));
   EXPECT_FALSE(PathExists(Path("out")));
+}
+
+// A model in fp32 with these values at the end of one matrix.
+TEST_F(WriteModelTest, NumbersThatANarrowerDtypeLacksAreCountedAndRefused) {
+  const std::string name = "model.layers.1.mlp.down_proj.weight";
+  const ModelFiles model = Tiny("m");
+  const auto with = [&](const std::string& folder, std::vector<float> values) {
+    auto tensors = *TensorsToWrite(model.weights, "F32");
+    for (TensorToWrite& tensor : tensors) {
+      if (tensor.name != name) continue;
+      tensor.read_rows = nullptr;
+      tensor.read = [&](absl::Span<float> out) {
+        SH_RETURN_IF_ERROR(model.weights->ReadF32(name, out));
+        std::copy(values.begin(), values.end(), out.end() - static_cast<int64_t>(values.size()));
+        return absl::OkStatus();
+      };
+    }
+    SH_CHECK_OK(WriteHuggingFaceFolder(Path(folder), model.config, *model.tokenizer, tensors));
+    return Open(Path(folder));
+  };
+  const ModelFiles large = with("large", {65520, -1e30f, 65519});
+  const ModelFiles broken = with("broken", {NAN, 1, -INFINITY, INFINITY});
+  const struct {
+    const ModelFiles& model;
+    const char* dtype;
+    const char* says;  // "" for what is written
+  } cases[] = {{large, "F16", "2 values are too large for F16 (at most 65504)"},
+               {large, "BF16", ""},
+               {broken, "F16", "3 values are NaN or infinite"},
+               {broken, "BF16", "3 values are NaN or infinite"},
+               {broken, "F32", ""}};
+  for (const auto& test : cases) {
+    const absl::Status folder = WriteFolder("out", test.model, test.dtype);
+    const absl::Status gguf = WriteGguf(Path("out.gguf"), test.model, test.dtype);
+    for (const absl::Status& status : {folder, gguf}) {
+      EXPECT_EQ(status.ok(), *test.says == '\0') << status;
+      if (status.ok()) continue;
+      EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
+      EXPECT_THAT(std::string(status.message()), HasSubstr(test.says));
+      EXPECT_THAT(std::string(status.message()), HasSubstr(name));
+    }
+    EXPECT_EQ(PathExists(Path("out")), folder.ok());
+    EXPECT_EQ(PathExists(Path("out.gguf")), gguf.ok());
+    SH_CHECK_OK(RemoveTree(Path("out")));
+    SH_CHECK_OK(RemoveTree(Path("out.gguf")));
+  }
+  EXPECT_FALSE(WriteGguf(Path("out.gguf"), broken, "Q8_0").ok());
+}
+
+TEST_F(WriteModelTest, AGgufOnAFullDiskLeavesNothing) {
+  SmallDisk disk(Path("disk"), "size=4m,mode=700");
+  if (!disk.mounted()) GTEST_SKIP() << "this process may not mount a tmpfs";
+  const ModelFiles model = Tiny("m");
+  const std::string out = JoinPath(disk.path(), "models/m.gguf");
+  SH_CHECK_OK(MakeFolders(FolderOf(out)));
+  int refused = 0;
+  for (size_t room = 0; room < (4 << 20); room += 16 << 10) {
+    disk.LeaveRoom(room);
+    const absl::Status status = WriteGguf(out, model, "F32");
+    if (status.ok()) break;  // there was enough
+    ++refused;
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    const std::string message(status.message());
+    EXPECT_THAT(message, HasSubstr(absl::StrCat("writing ", out)));
+    EXPECT_THAT(message, HasSubstr("No space left on device"));
+    EXPECT_THAT(message, testing::Not(HasSubstr("\n")));
+    EXPECT_TRUE(ListFolder(FolderOf(out))->empty());
+  }
+  EXPECT_GE(refused, 3);
+  ExpectSame(model, Open(out), 0);
 }
 
 }  // namespace

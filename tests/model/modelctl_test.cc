@@ -103,7 +103,7 @@ TEST_F(ModelctlTest, TokenizeAnswersLineByLine) {
 TEST_F(ModelctlTest, TokenizeRefusesBadLines) {
   ExpectRefused(Run({"tokenize", "tiny"}, "{\"text\": 5}\n"), 1, "standard input:1: `text`");
   ExpectRefused(Run({"tokenize", "tiny"}, "\n{\"txt\": \"a\"}\n"), 1, "standard input:2: ");
-  ExpectRefused(Run({"tokenize", "tiny"}, "not json\n"), 1, "standard input:1: ");
+  ExpectRefused(Run({"tokenize", "tiny"}, "not json\n"), 1, "standard input:1:2: ");
 }
 
 TEST_F(ModelctlTest, LogitsAreThoseOfTheDecoder) {
