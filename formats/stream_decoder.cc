@@ -11,6 +11,14 @@ constexpr absl::string_view kReplacement = "\xef\xbf\xbd";  // U+FFFD: perhaps h
 
 }  // namespace
 
+absl::Status StreamDecoder::Begin(absl::Span<const int32_t> ids) {
+  SH_CHECK(ids_.empty(), "after Add");
+  ids_.assign(ids.begin(), ids.end());
+  SH_ASSIGN_OR_RETURN(given_, tokenizer_.Decode(ids_, skip_special_));
+  given_ids_ = ids_.size();
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::string> StreamDecoder::Add(int32_t id) {
   if (given_.empty() && !ids_.empty()) {
     SH_ASSIGN_OR_RETURN(std::string text, tokenizer_.Decode(ids_, skip_special_));
@@ -40,6 +48,13 @@ absl::StatusOr<std::string> StreamDecoder::Finish() {
     return absl::FailedPreconditionError("the last token ids change the text of those before");
   }
   return text.substr(given_.size());
+}
+
+absl::StatusOr<std::string> StreamDecoder::GiveUp() {
+  ids_.erase(ids_.begin(), ids_.begin() + static_cast<std::ptrdiff_t>(given_ids_));
+  SH_ASSIGN_OR_RETURN(given_, tokenizer_.Decode(ids_, skip_special_));
+  given_ids_ = ids_.size();
+  return given_;
 }
 
 }  // namespace stillhouse

@@ -65,18 +65,23 @@ class Tokenizer {
 
 // Text of ids that come one by one, in the chunks that DecodeStream of `tokenizers` gives: a chunk
 // ends where no later id can change it, so that a character whose bytes lie in several ids comes
-// with the last of them. One thread's.
+// with the last of them, never in halves. One thread's.
 class StreamDecoder {
  public:
   // `tokenizer` must outlive *this.
   StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
       : tokenizer_(tokenizer), skip_special_(skip_special) {}
 
+  // Goes on after `ids`, whose text was given out otherwise. To be called before the first Add.
+  absl::Status Begin(absl::Span<const int32_t> ids);
   // The next chunk; "" while it is not complete. OutOfRange, as Decode. FailedPrecondition if the
   // id changes text that was given out already (byte tokens that spell no character).
   absl::StatusOr<std::string> Add(int32_t id);
-  // What is left when no further id comes.
+  // What is left when no further id comes. FailedPrecondition, as Add.
   absl::StatusOr<std::string> Finish();
+  // After FailedPrecondition: the text of the ids since the last chunk by themselves, broken bytes
+  // as U+FFFD. What was given out stays, and Add goes on.
+  absl::StatusOr<std::string> GiveUp();
 
  private:
   const Tokenizer& tokenizer_;

@@ -179,6 +179,7 @@ absl::StatusOr<std::vector<int32_t>> GenerateTokens(const DecoderWeights& weight
                   options.sampling, random));
     if (std::find(stops.begin(), stops.end(), id) != stops.end()) break;
     generated.push_back(id);
+    if (options.on_token != nullptr) SH_RETURN_IF_ERROR(options.on_token(id));
   }
   return generated;
 }

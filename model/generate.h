@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "ATen/core/Tensor.h"
@@ -60,6 +61,8 @@ struct GenerateOptions {
   std::vector<int32_t> stop_ids;  // any of them ends the text and is no part of the result
   SamplingOptions sampling;
   uint64_t seed = 0;
+  // Called with each token of the result as soon as it is drawn, if it is set; an error ends all.
+  std::function<absl::Status(int32_t id)> on_token;
 };
 // The tokens that follow `prompt`: a pure function of its arguments. InvalidArgument for an empty
 // prompt or one that leaves no room; what Decoding and PickToken return.

@@ -27,8 +27,20 @@ struct DiffFlags {
 // The exit code: kExitOk for the same model, kExitConflict for another.
 absl::StatusOr<int> Diff(const DiffFlags& flags);
 
+struct TokenizeFlags {
+  std::string model;
+  bool offsets = false;  // also "offsets": [[begin, end], …], the bytes that each id came from
+  bool special = false;  // with what the post-processor adds, which comes from nowhere: [0, 0]
+};
 // Standard input: {"text": …} a line. Standard output: {"ids": […]} a line, in order.
-absl::Status Tokenize(const std::string& model);
+absl::Status Tokenize(const TokenizeFlags& flags);
+
+struct DetokenizeFlags {
+  std::string model;
+  bool skip_special = false;
+};
+// The reverse: {"ids": […]} a line, {"text": …} a line.
+absl::Status Detokenize(const DetokenizeFlags& flags);
 
 struct LogitsFlags {
   std::string model;

@@ -1,4 +1,7 @@
+#include <algorithm>
+#include <filesystem>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -46,10 +49,30 @@ absl::Status WriteFolder(const ConvertFlags& flags, const Dtype& dtype, ModelFil
                                 {.shard_bytes_max = flags.shard_bytes_max});
 }
 
+// The folder that the path names or, while it is not there, the one in which it would be made; all
+// links followed.
+std::filesystem::path ResolvedFolder(const std::string& path) {
+  std::error_code error;
+  return std::filesystem::weakly_canonical(std::filesystem::absolute(path, error), error);
+}
+
+// A model's folder holds the files of one model, may be shared, and is known by what lies in it.
+absl::Status CheckOutsideSource(const ConvertFlags& flags) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(flags.model, error)) return absl::OkStatus();
+  const std::filesystem::path model = ResolvedFolder(flags.model), out = ResolvedFolder(flags.out);
+  const auto [differs, ignored] = std::mismatch(model.begin(), model.end(), out.begin(), out.end());
+  if (model.empty() || differs != model.end()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--out ", flags.out, " lies in the model's own folder; give another place"));
+}
+
 }  // namespace
 
 absl::Status Convert(const ConvertFlags& flags) {
+  if (flags.out.empty()) return absl::InvalidArgumentError("--out is empty");
   if (PathExists(flags.out)) return absl::AlreadyExistsError(absl::StrCat(flags.out, ": is there"));
+  SH_RETURN_IF_ERROR(CheckOutsideSource(flags));
   const Dtype* dtype = FindDtype(flags.dtype);
   if (dtype == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat("no dtype ", flags.dtype));

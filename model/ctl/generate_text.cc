@@ -6,6 +6,7 @@
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/model_files.h"
+#include "formats/tokenizer.h"
 #include "model/ctl/commands.h"
 #include "model/ctl/load_progress.h"
 #include "model/decoder.h"
@@ -33,6 +34,53 @@ absl::StatusOr<std::vector<int32_t>> StopIds(const GenerateFlags& flags, const M
   return ids;
 }
 
+absl::Status Print(absl::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    return ErrnoStatus("writing", "standard output");
+  }
+  return absl::OkStatus();
+}
+
+// The prompt as it was given, and after it the text of the tokens as they come: whole characters,
+// without special tokens.
+class TextPrinter {
+ public:
+  // All must outlive *this. `ids` are the prompt's.
+  TextPrinter(const Tokenizer& tokenizer, const std::string& prompt,
+              const std::vector<int32_t>& ids)
+      : stream_(tokenizer, /*skip_special=*/true), prompt_(prompt), ids_(ids) {}
+
+  absl::Status Add(int32_t id) {
+    SH_RETURN_IF_ERROR(Begin());
+    return PrintChunk(stream_.Add(id));
+  }
+  absl::Status Finish() {
+    SH_RETURN_IF_ERROR(Begin());
+    SH_RETURN_IF_ERROR(PrintChunk(stream_.Finish()));
+    return Print("\n");
+  }
+
+ private:
+  // Not before the first token, so that nothing is printed where the prompt is refused.
+  absl::Status Begin() {
+    if (begun_) return absl::OkStatus();
+    begun_ = true;
+    SH_RETURN_IF_ERROR(Print(prompt_));
+    return stream_.Begin(ids_);
+  }
+  // Bytes that break what is on the screen already are shown after it.
+  absl::Status PrintChunk(absl::StatusOr<std::string> chunk) {
+    if (absl::IsFailedPrecondition(chunk.status())) chunk = stream_.GiveUp();
+    SH_RETURN_IF_ERROR(chunk.status());
+    return chunk->empty() ? absl::OkStatus() : Print(*chunk);
+  }
+
+  StreamDecoder stream_;
+  const std::string& prompt_;
+  const std::vector<int32_t>& ids_;
+  bool begun_ = false;
+};
+
 }  // namespace
 
 absl::Status Generate(const GenerateFlags& flags) {
@@ -56,14 +104,10 @@ absl::Status Generate(const GenerateFlags& flags) {
       const DecoderWeights weights,
       LoadDecoder(files, flags.dtype == "fp32" ? at::kFloat : at::kBFloat16, ShowLoading()),
       flags.model);
-  SH_ASSIGN_OR_RETURN(const std::vector<int32_t> generated,
-                      GenerateTokens(weights, prompt, options));
-  SH_ASSIGN_OR_RETURN(std::string text, tokenizer.Decode(generated, /*skip_special=*/true));
-  text = absl::StrCat(flags.prompt, text, "\n");
-  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-    return ErrnoStatus("writing", "standard output");
-  }
-  return absl::OkStatus();
+  TextPrinter printer(tokenizer, flags.prompt, prompt);
+  options.on_token = [&printer](int32_t id) { return printer.Add(id); };
+  SH_RETURN_IF_ERROR(GenerateTokens(weights, prompt, options).status());
+  return printer.Finish();
 }
 
 }  // namespace stillhouse

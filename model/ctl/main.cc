@@ -22,7 +22,8 @@ constexpr char kModelHelp[] = "a GGUF file or a Hugging Face folder";
 
 struct Flags {
   InspectFlags inspect;
-  std::string tokenize_model;
+  TokenizeFlags tokenize;
+  DetokenizeFlags detokenize;
   LogitsFlags logits;
   GenerateFlags generate;
   ConvertFlags convert;
@@ -68,7 +69,10 @@ void AddGenerate(Command app, Flags& flags) {
   command.AddOption("--seed", &generate.seed, "of the draws").ShowDefault();
   AddDtype(command, generate.dtype, {"bf16", "fp32"});
   AddThreads(command, flags.threads);
-  command.SetFooter("Example: modelctl generate runs/half --prompt 'To install a package,'");
+  command.SetFooter(
+      "Prints the prompt and what follows it, character by character; special tokens are left out, "
+      "and bytes\nthat are no UTF-8 become U+FFFD.\n"
+      "Example: modelctl generate runs/half --prompt 'To install a package,'");
 }
 
 void AddConvert(Command app, ConvertFlags& convert) {
@@ -84,8 +88,35 @@ void AddConvert(Command app, ConvertFlags& convert) {
   command
       .AddOption("--max-shard-size", &convert.shard_bytes_max,
                  "bytes of one file in a folder, beyond which there are several")
+      .Range(uint64_t{1}, uint64_t{1} << 60)
       .ShowDefault();
-  command.SetFooter("Example: modelctl convert runs/half --out half.gguf --dtype q8_0");
+  command.SetFooter(
+      "A tensor that keeps its dtype keeps its bits. A value that is too large for the new dtype, "
+      "and in bf16,\nfp16 and q8_0 one that is NaN or infinite, is an error that names the tensor; "
+      "nothing is written then.\n"
+      "Example: modelctl convert runs/half --out half.gguf --dtype q8_0");
+}
+
+void AddTokenize(Command app, Flags& flags) {
+  constexpr char kHelp[] =
+      "a GGUF file, a Hugging Face folder, or a folder with only tokenizer.json";
+  Command tokenize =
+      app.AddCommand("tokenize", "read {\"text\": …} lines, write {\"ids\": […]} lines");
+  AddModel(tokenize, flags.tokenize.model, kHelp);
+  tokenize.AddFlag("--offsets", &flags.tokenize.offsets,
+                   "add \"offsets\": for each id the bytes of the text that it came from");
+  tokenize.AddFlag("--add-special-tokens", &flags.tokenize.special,
+                   "add what the tokenizer puts before and after a text");
+  tokenize.SetFooter(
+      "Example: echo '{\"text\": \"Hello\"}' | modelctl tokenize runs/half --offsets");
+  Command detokenize =
+      app.AddCommand("detokenize", "read {\"ids\": […]} lines, write {\"text\": …} lines");
+  AddModel(detokenize, flags.detokenize.model, kHelp);
+  detokenize.AddFlag("--skip-special-tokens", &flags.detokenize.skip_special,
+                     "leave special tokens out");
+  detokenize.SetFooter(
+      "Bytes that are no UTF-8 become U+FFFD.\n"
+      "Example: echo '{\"ids\": [19556, 905]}' | modelctl detokenize runs/half");
 }
 
 void AddDiff(Command app, DiffFlags& diff) {
@@ -120,7 +151,8 @@ absl::Status Help(const CommandLine& command_line, const std::vector<std::string
 // The command given, after parsing.
 absl::Status RunPlain(const CommandLine& command_line, const Flags& flags) {
   if (command_line.Chose("inspect")) return Inspect(flags.inspect);
-  if (command_line.Chose("tokenize")) return Tokenize(flags.tokenize_model);
+  if (command_line.Chose("tokenize")) return Tokenize(flags.tokenize);
+  if (command_line.Chose("detokenize")) return Detokenize(flags.detokenize);
   if (command_line.Chose("logits")) return Logits(flags.logits);
   if (command_line.Chose("generate")) return Generate(flags.generate);
   if (command_line.Chose("help")) return Help(command_line, flags.help);
@@ -150,10 +182,7 @@ int Main(int argc, char** argv) {
       .ShowDefault();
   inspect.AddFlag("--tensors", &flags.inspect.tensors, "list every tensor");
 
-  Command tokenize = command_line.AddCommand(
-      "tokenize", "read {\"text\": …} lines, write {\"ids\": […]} lines; adds no special token");
-  AddModel(tokenize, flags.tokenize_model,
-           "a GGUF file, a Hugging Face folder, or a folder with only tokenizer.json");
+  AddTokenize(command_line, flags);
 
   Command logits = command_line.AddCommand("logits", "write logits.0, … for every line of ids");
   AddModel(logits, flags.logits.model);
@@ -171,7 +200,7 @@ int Main(int argc, char** argv) {
   AddDiff(command_line, flags.diff);
   command_line.AddCommand("help", "explain a command").AddOption("COMMAND", &flags.help, "which");
 
-  if (const auto code = command_line.Parse(argc, argv)) return *code;
+  if (const auto code = command_line.Parse(argc, argv, UsageErrors::kOneLine)) return *code;
   const absl::StatusOr<int> code = Run(command_line, flags);
   if (code.ok()) return *code;
   std::fprintf(stderr, "modelctl: %s\n",
