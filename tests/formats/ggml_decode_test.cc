@@ -1,8 +1,10 @@
 // Every tensor type of GGUF against golden/ggml_blocks.safetensors, which the `gguf` package made
-// (tools/golden/ggml_blocks.py).
+// (tools/golden/ggml_blocks.py); with STILLHOUSE_GOLDEN_BLOCKS, against another file of that
+// script.
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,8 +20,11 @@ namespace {
 class GgmlDecodeTest : public ::testing::TestWithParam<const char*> {
  protected:
   GgmlDecodeTest() {
+    const char* other = std::getenv("STILLHOUSE_GOLDEN_BLOCKS");
     auto file = SafetensorsFile::Open(
-        JoinPath(SH_TEST_SOURCE_DIR, "tests/formats/golden/ggml_blocks.safetensors"));
+        other != nullptr
+            ? std::string(other)
+            : JoinPath(SH_TEST_SOURCE_DIR, "tests/formats/golden/ggml_blocks.safetensors"));
     SH_CHECK_OK(file);
     golden_ = *std::move(file);
   }

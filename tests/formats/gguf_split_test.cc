@@ -1,6 +1,8 @@
 // Models split into several GGUF files.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <map>
@@ -99,6 +101,29 @@ TEST_F(GgufSplitTest, PartsThatDoNotBelongTogetherAreRefused) {
   options_.hidden = 32;
   Write(PartPath(2), {.number = 1});
   ExpectRefused(PartPath(1), kInvalid, PartPath(1), "has the shape");
+}
+
+TEST_F(GgufSplitTest, PartsOutOfOrderOrInOnesOwnPlaceAreRefused) {
+  WriteParts();
+  ASSERT_EQ(std::rename(PartPath(2).c_str(), Path("spare").c_str()), 0);
+  ASSERT_EQ(std::rename(PartPath(3).c_str(), PartPath(2).c_str()), 0);
+  ASSERT_EQ(std::rename(Path("spare").c_str(), PartPath(3).c_str()), 0);
+  ExpectRefused(PartPath(1), kInvalid, PartPath(2), "says that it is part 3 of 3");
+  ExpectRefused(PartPath(3), kInvalid, PartPath(3), "is called part 3 of 3");
+  // A part that is another by a link, or leads to itself.
+  ASSERT_EQ(std::remove(PartPath(2).c_str()), 0);
+  ASSERT_EQ(::symlink(PartPath(1).c_str(), PartPath(2).c_str()), 0);
+  ExpectRefused(PartPath(1), kInvalid, PartPath(2), "says that it is part 1 of 3");
+  ASSERT_EQ(std::remove(PartPath(2).c_str()), 0);
+  ASSERT_EQ(::symlink(PartPath(2).c_str(), PartPath(2).c_str()), 0);
+  EXPECT_THAT(std::string(OpenModelFiles(PartPath(1)).status().message()), HasSubstr(PartPath(2)));
+  // A folder or a pipe in a part's place: nothing waits for a writer.
+  ASSERT_EQ(std::remove(PartPath(2).c_str()), 0);
+  ASSERT_TRUE(MakeFolders(PartPath(2)).ok());
+  EXPECT_THAT(std::string(OpenModelFiles(PartPath(1)).status().message()), HasSubstr(PartPath(2)));
+  ASSERT_EQ(std::remove(PartPath(2).c_str()), 0);
+  ASSERT_EQ(::mkfifo(PartPath(2).c_str(), 0600), 0);
+  EXPECT_THAT(std::string(OpenModelFiles(PartPath(1)).status().message()), HasSubstr(PartPath(2)));
 }
 
 TEST_F(GgufSplitTest, WrongCountsAndNamesAreRefused) {

@@ -138,6 +138,11 @@ std::string WithTwoTensors(const std::string& second, int64_t offset_error) {
 TEST_F(GgufTest, RefusesHostileContainers) {
   const std::string huge = Length(1ull << 62);
   const std::string wraps = Length((1ull << 61) + 1);  // times 8 is 8
+  // Counts that the builder does not write: they are negative as what it takes.
+  const auto with_counts = [](uint64_t tensors, uint64_t keys) {
+    std::string file = GgufBuilder().Build();
+    return file.replace(8, 16, Length(tensors) + Length(keys));
+  };
   GgufBuilder twice;
   twice.AddU32("key", 1);
   twice.AddU32("key", 2);
@@ -151,11 +156,18 @@ TEST_F(GgufTest, RefusesHostileContainers) {
       {"version 50331648", GgufBuilder().Build(3u << 24)},  // big endian
       {"limits", GgufBuilder().Build(3, 1ll << 40, 0)},
       {"limits", GgufBuilder().Build(3, 0, 1ll << 40)},
+      {"announces 9223372036854775808 tensors", with_counts(1ull << 63, 0)},
+      {"9223372036854775808 metadata keys", with_counts(0, 1ull << 63)},
+      {"announces 18446744073709551615 tensors", with_counts(~0ull, ~0ull)},
       {"has 0 bytes", GgufBuilder().Build(3, 0, 3)},
       {"has 0 bytes", WithKey("", 4, Word(1))},
       {"truncated", WithKey("string", 8, huge + "x")},
       {"truncated", WithKey("array", 9, Word(8) + huge + "x")},
       {"truncated", WithKey("array", 9, Word(12) + wraps)},
+      {"truncated", WithKey("array", 9, Word(12) + Length(1ull << 61))},  // times 8 is 0
+      {"truncated", WithKey("array", 9, Word(8) + Length(1ull << 61))},
+      {"truncated", WithKey("array", 9, Word(0) + Length(~0ull))},
+      {"nested", WithKey("array", 9, Word(9) + Length(1ull << 61))},
       {"nested", WithKey("array", 9, Word(9) + Length(1) + Word(4) + Length(0))},
       {"unknown type 77", WithKey("key", 77, "xxxxxxxx")},
       {"twice", twice.Build()},

@@ -179,5 +179,36 @@ TEST_F(HostileFolderTest, AConfigOfTrillionsIsRefusedBeforeAnythingIsAllocated) 
   }
 }
 
+TEST_F(HostileFolderTest, ATokenizerOfAnotherModelIsRefused) {
+  Json json = *ReadJsonFile(Path("whole/tokenizer.json"), 1 << 20);
+  for (int id = kTinyTokens; id <= 320; ++id) {
+    json["added_tokens"].push_back({{"id", id}, {"content", absl::StrCat("<more", id, ">")}});
+  }
+  ASSERT_TRUE(WriteFileAtomically(Path("m/tokenizer.json"), json.dump()).ok());
+  ExpectRefused(kInvalid, {"the tokenizer has 321 tokens, the model 320 rows"});
+  json["model"]["type"] = "Unigram";
+  ASSERT_TRUE(WriteFileAtomically(Path("m/tokenizer.json"), json.dump()).ok());
+  ExpectRefused(kUnimplemented, {"tokenizer.json", "Unigram"});
+  ASSERT_EQ(::unlink(Path("m/tokenizer.json").c_str()), 0);
+  ExpectRefused(absl::StatusCode::kNotFound, {"tokenizer.json"});
+}
+
+TEST_F(HostileFolderTest, AVocabularySmallerThanTheIdsIsRefused) {
+  const Json whole = *ReadJsonFile(Path("m/config.json"), 1 << 20);
+  const auto with = [&](const std::string& key, const Json& value) {
+    Json config = whole;
+    config[key] = value;
+    SH_CHECK_OK(WriteFileAtomically(Path("m/config.json"), config.dump()));
+  };
+  with("vocab_size", kTinyTokens - 1);
+  ExpectRefused(kInvalid, {"model.embed_tokens.weight"});
+  for (const char* key : {"bos_token_id", "eos_token_id", "pad_token_id"}) {
+    with(key, 320);
+    ExpectRefused(kInvalid, {key, "320"});
+  }
+  with("eos_token_id", {296, 320});
+  ExpectRefused(kInvalid, {"eos_token_id", "320"});
+}
+
 }  // namespace
 }  // namespace stillhouse

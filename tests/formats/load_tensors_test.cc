@@ -1,26 +1,22 @@
 // Loading tensors: the values, and how much memory it takes.
 #include "formats/load_tensors.h"
 
-#include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <fstream>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/base/config.h"
 #include "absl/strings/str_format.h"
 #include "common/byte_io.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "formats/json.h"
 #include "formats/model_files.h"
+#include "tests/common/peak_memory.h"
 #include "tests/formats/tiny_model.h"
 
 namespace stillhouse {
@@ -107,26 +103,6 @@ TEST_F(LoadTensorsTest, AFileThatIsCutOffMeanwhileIsAnErrorNotASignal) {
       LoadTensors(*model->weights, {{info.name, info.stored_dtype, memory.data()}});
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(status.message()), HasSubstr(file + ": cut off at byte"));
-}
-
-// The most memory that this process has had resident since the last call of ResetPeak. Null where
-// the kernel does not say, and under a sanitizer, whose own pages (TSan keeps several for each that
-// is touched) are counted with ours.
-std::optional<uint64_t> PeakBytes() {
-#if defined(ABSL_HAVE_THREAD_SANITIZER) || defined(ABSL_HAVE_ADDRESS_SANITIZER)
-  return std::nullopt;
-#endif
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.rfind("VmHWM:", 0) == 0) return std::strtoull(line.c_str() + 6, nullptr, 10) << 10;
-  }
-  return std::nullopt;
-}
-bool ResetPeak() {
-  const int fd = ::open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
-  const bool done = fd >= 0 && ::write(fd, "5", 1) == 1;
-  if (fd >= 0) ::close(fd);
-  return done;
 }
 
 // A folder of bf16 weights that are nothing but holes, `shards` files of about equal size.
