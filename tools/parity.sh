@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Compares with the live transformers package: every kind of decoder by logits and gradients computed anew,
-# and what we export: one model of each kind, the converted teacher, and the quickstart's students where there
-# are some.
+# Compares with the live packages transformers and gguf: every kind of decoder by logits and gradients computed
+# anew; every tensor type of GGUF by random blocks; and what we export: one model of each kind, the converted
+# teacher, and the quickstart's students where there are some.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
@@ -13,6 +13,12 @@ trap 'rm -rf "$folder"' EXIT
 $python tools/golden/decoders.py "$folder/decoders" 2>"$folder/log" || { cat "$folder/log" >&2; exit 1; }
 STILLHOUSE_GOLDEN_DECODERS=$folder/decoders build/tests/model_golden_test --gtest_brief=1 \
   --gtest_filter='Decoders/*'
+
+seed=$RANDOM
+$python tools/golden/ggml_blocks.py "$folder/blocks.safetensors" "$seed"
+echo "parity: blocks of every GGUF type, seed $seed"
+STILLHOUSE_GOLDEN_BLOCKS=$folder/blocks.safetensors build/tests/formats_test --gtest_brief=1 \
+  --gtest_filter='Types/Ggml*'
 
 # convert_and_compare MODEL IDS
 convert_and_compare() {

@@ -1,7 +1,7 @@
 """Writes tests/formats/golden/ggml_blocks.safetensors: blocks of every GGUF tensor type that we read, and their
 values as the `gguf` package of llama.cpp decodes them; and values that it encodes.
 
-Run: python tools/golden/ggml_blocks.py OUT
+Run: python tools/golden/ggml_blocks.py OUT [SEED]
 Needs numpy, gguf, safetensors. Per type "T.blocks" (the bytes) and "T.values" (fp32); for the types that we
 write "T.from" and "T.encoded" too. Quants are random bytes, so that every bit of a block counts; scales are
 finite halves, zero, negative and subnormal ones among them. Seed and versions stand in the file's metadata.
@@ -52,7 +52,8 @@ def to_encode(random):
 
 
 def main():
-    random = numpy.random.default_rng(SEED)
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else SEED
+    random = numpy.random.default_rng(seed)
     tensors = {}
     for name in HALVES:
         kind = gguf.GGMLQuantizationType[name]
@@ -66,7 +67,7 @@ def main():
         tensors[name + ".encoded"] = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name]).view(numpy.uint8)
     versions = {name: metadata.version(name) for name in ("gguf", "numpy", "safetensors")}
     safetensors.numpy.save_file({name: numpy.ascontiguousarray(t) for name, t in tensors.items()}, sys.argv[1],
-                                metadata={"seed": str(SEED), **versions})
+                                metadata={"seed": str(seed), **versions})
 
 
 if __name__ == "__main__":
