@@ -178,11 +178,12 @@ def main():
     print()
     print(quickstart_report.table(report))
     student = os.path.relpath(folder / "students" / "half", ROOT)
+    teacher = shown(options.deps / "teacher" / TEACHER)
     print(f"""
 The whole report: {shown(folder / "report.json")}. To paste next:
-  python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'
-  build/bin/coordinatorctl init {shown(options.deps / "teacher" / TEACHER)} 'my-text/*.txt' -o my.yaml
-  build/bin/coordinatorctl local my.yaml""")
+  python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'  # if you have it
+  build/bin/coordinatorctl init {teacher} {shown(options.deps / "corpus")} -o ~/my.yaml
+  build/bin/coordinatorctl local ~/my.yaml""")
     return 0
 
 

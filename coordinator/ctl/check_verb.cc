@@ -22,6 +22,7 @@
 namespace stillhouse {
 namespace {
 
+constexpr uint32_t kHeldOutUsual = 10;
 constexpr double kEpochsUsual = 50;  // more are likelier a slip of the pen
 
 using Json = nlohmann::ordered_json;
@@ -81,6 +82,17 @@ void AddWarnings(Checked& checked) {
     checked.warnings.push_back(absl::StrFormat(
         "students[%d]: steps times batch.tokens read the text %.0f times; are so many meant?", i,
         student.epochs));
+  }
+  uint32_t held_out = 0;
+  for (uint32_t i = 0; i < checked.job->plan->chunk_count(); ++i) {
+    const PlanChunk chunk = checked.job->plan->chunk(i);
+    if (chunk.held_out) held_out += chunk.end - chunk.begin;
+  }
+  if (held_out > 0 && held_out < kHeldOutUsual) {
+    checked.warnings.push_back(absl::StrCat(
+        "only ", Counted(held_out, "document"), held_out == 1 ? " is" : " are",
+        " held out: the evaluation and its standard errors say little; raise dataset.held_out, or "
+        "add texts"));
   }
   if (checked.plan.held_out_rows == 0) {
     checked.warnings.push_back("nothing is held out, so students cannot be evaluated");

@@ -5,6 +5,7 @@
 
 #include "common/command_line.h"
 #include "common/status.h"
+#include "coordinator/ctl/output.h"
 #include "coordinator/ctl/verb.h"
 
 namespace stillhouse {
@@ -30,8 +31,8 @@ void AddHelpVerb(Command app, ChosenVerb& chosen) {
       for (const std::string& name : *names) {
         const std::optional<Command> found = about.Find(name);
         if (!found.has_value()) {
-          return absl::NotFoundError(
-              absl::StrCat("no verb '", name, "'; coordinatorctl --help lists them"));
+          PrintError(absl::StrCat("no verb '", name, "'; coordinatorctl --help lists them"));
+          return kExitUsage;
         }
         about = *found;
       }

@@ -66,8 +66,8 @@ absl::StatusOr<int> Init(const InitOptions& options) {
   SH_RETURN_IF_ERROR_AT(ParseRecipe(recipe, options.file), "the recipe just made is refused");
   SH_RETURN_IF_ERROR(WriteFileAtomically(start.file, recipe));
   PrintText(absl::StrCat("wrote ", options.file, ": ", Counted(files.size(), "file"), " of text, ",
-                         HumanBytes(bytes), "\nnext: ", program_invocation_name, " check ",
-                         options.file, "\n"));
+                         HumanBytes(bytes), "\nnext: ", ShellWord(program_invocation_name),
+                         " check ", ShellWord(options.file), "\n"));
   return kExitOk;
 }
 

@@ -240,7 +240,7 @@ std::string DescribeText(const AdminView& view) {
         &out);
     AppendField("paid", absl::StrCat(run.teacher_rows_charged, " teacher tokens"), &out);
     AppendEvaluation("best", run.best, &out);
-    AppendEvaluation("final", run.final, &out);
+    AppendEvaluation(run.state == "finished" ? "final" : "evaluated", run.final, &out);
     AppendField("folder", run.folder, &out);
     AppendField("checkpoint", run.checkpoint, &out);
     AppendField("exported to", run.exported_to, &out);

@@ -8,8 +8,10 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
 #include "common/command_line.h"
 #include "common/status.h"
 
@@ -166,6 +168,14 @@ std::string HumanCount(double count) {
     ++unit;
   } while (count >= 999.5 && unit < 4);
   return absl::StrFormat("%.*f%s", count < 99.95 ? 1 : 0, count, units[unit]);
+}
+
+std::string ShellWord(absl::string_view word) {
+  const bool plain = !word.empty() && std::all_of(word.begin(), word.end(), [](char c) {
+    return absl::ascii_isalnum(static_cast<unsigned char>(c)) || absl::StrContains("_-./=:,+@%", c);
+  });
+  if (plain) return std::string(word);
+  return absl::StrCat("'", absl::StrReplaceAll(word, {{"'", "'\\''"}}), "'");
 }
 
 std::string Counted(uint64_t count, absl::string_view noun) {

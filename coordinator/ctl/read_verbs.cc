@@ -80,12 +80,14 @@ absl::StatusOr<int> Workers(const Options& options) {
 
 absl::StatusOr<int> Cancel(const Options& options) {
   SH_ASSIGN_OR_RETURN(const Coordinator coordinator, FindCoordinator(options.coordinator));
-  pb::CancelRequest request;
-  request.set_name(options.name);
-  SH_RETURN_IF_ERROR(AskCoordinator(coordinator, "admin.Cancel", request.SerializeAsString()));
   SH_ASSIGN_OR_RETURN(AdminView view, AskLiveView(coordinator, options.name));
   // The job of a run is not what was meant.
-  if (IsOfOneRun(view, options.name)) view.jobs.clear();
+  const bool one_run = IsOfOneRun(view, options.name);
+  pb::CancelRequest request;
+  request.set_name(one_run ? view.runs.front().name : options.name);
+  SH_RETURN_IF_ERROR(AskCoordinator(coordinator, "admin.Cancel", request.SerializeAsString()));
+  SH_ASSIGN_OR_RETURN(view, AskLiveView(coordinator, request.name()));
+  if (one_run) view.jobs.clear();
   std::string states;
   bool any_cancelled = false;
   const auto tell = [&](const std::string& name, const std::string& state) {
@@ -145,7 +147,9 @@ void AddCancelVerb(Command app, ChosenVerb& chosen) {
       Add(app, "cancel", "Cancel a job with its runs, or one run", chosen, Cancel, options);
   verb.AddOption("NAME", &options->name, "a job or a run").Required();
   verb.SetFooter(
-      "What was captured stays in the cache; submitting the recipe again goes on from there.\n"
+      "What was captured stays in the cache; submitting the recipe again goes on from there, and "
+      "a\n"
+      "run from its last checkpoint. (Ctrl-C of `local` makes one first.)\n"
       "Examples:\n  coordinatorctl cancel run/handbook/half\n  coordinatorctl cancel "
       "job/handbook\n");
 }

@@ -16,6 +16,7 @@
 #include "absl/strings/str_replace.h"
 #include "common/file.h"
 #include "common/status.h"
+#include "coordinator/ctl/output.h"
 
 namespace stillhouse {
 namespace {
@@ -151,7 +152,7 @@ std::string WriteStartingRecipe(const StartingRecipe& start, uint64_t text_bytes
   const int64_t keep = std::max<int64_t>(1, start.config.layers / 2);
   return absl::StrReplaceAll(
       kTemplate,
-      {{"$FILE", BaseName(start.file)},
+      {{"$FILE", ShellWord(BaseName(start.file))},
        {"$NAME", NameFor(start)},
        {"$TEACHER", Quoted(RelativeTo(start.teacher, folder))},
        {"$SOURCES", sources},

@@ -122,8 +122,9 @@ void Supervisor::OnExit(Child& child, const ChildExit& exit) {
     return;
   }
   const absl::Duration wait = child.backoff.Next();
-  LogWarning(child.spec.name, " ended with ", exit.Describe(), "; starting it again (",
-             child.restarts + 1, " of ", kChildRestartsMax, "); log: ", log);
+  LogWarning(child.spec.name, " ended with ", exit.Describe(),
+             "; unless it is over, it starts again (", child.restarts + 1, " of ",
+             kChildRestartsMax, "); log: ", log);
   child.timer = loop_.PostAfter(wait, [this, &child] { Restart(child); });
 }
 

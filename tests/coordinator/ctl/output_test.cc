@@ -15,6 +15,14 @@ namespace {
 using Json = nlohmann::ordered_json;
 using testing::HasSubstr;
 
+TEST(ShellWordTest, QuotesWhatAShellWouldTakeApart) {
+  EXPECT_EQ(ShellWord("build/bin/coordinatorctl"), "build/bin/coordinatorctl");
+  EXPECT_EQ(ShellWord("my work/x.yaml"), "'my work/x.yaml'");
+  EXPECT_EQ(ShellWord("it's"), "'it'\\''s'");
+  EXPECT_EQ(ShellWord(""), "''");
+  EXPECT_EQ(ShellWord("*"), "'*'");
+}
+
 TEST(TableTest, AlignsWordsLeftAndNumbersRight) {
   EXPECT_EQ(RenderTable({.header = {"NAME", "N", "NOTE"},
                          .rows = {{"größe", "5", ""}, {"b", "1000", "x"}, {"c", "-", ""}}}),
