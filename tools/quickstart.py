@@ -181,7 +181,7 @@ def main():
     teacher = shown(options.deps / "teacher" / TEACHER)
     print(f"""
 The whole report: {shown(folder / "report.json")}. To paste next:
-  python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'  # if you have it
+  python3 -c 'from transformers import AutoModelForCausalLM as M; print(M.from_pretrained("{student}"))'
   build/bin/coordinatorctl init {teacher} {shown(options.deps / "corpus")} -o ~/my.yaml
   build/bin/coordinatorctl local ~/my.yaml""")
     return 0

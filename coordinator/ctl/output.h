@@ -45,8 +45,8 @@ class StatusLine {
   const bool terminal_;
 };
 
-std::string HumanBytes(uint64_t bytes);                       // "1.4 GiB"
-std::string HumanCount(double count);                         // "16.4k", "2.1M"
+std::string HumanBytes(uint64_t bytes);  // "1.4 GiB"
+std::string HumanCount(double count);    // "16.4k", "2.1M"
 // A word as one would type it into a shell: quoted where it must be.
 std::string ShellWord(absl::string_view word);
 std::string Counted(uint64_t count, absl::string_view noun);  // "1 chunk", "2 chunks"

@@ -114,9 +114,9 @@ TEST_F(HostileTokenizerTest, AddedTokensThatAreNoneAreRefused) {
   ExpectRefused(WithAdded(R"({"id": 298})"), "`content`");
   ExpectRefused(WithAdded(R"({"content": "<x>"})"), "no `id`");
   ExpectRefused(WithAdded("7"), "`content`");
-  ExpectRefused(WithAdded(absl::StrCat("{\"id\": 298, \"content\": \"", std::string(1 << 20, 'x'),
-                                       "\"}")),
-                "count on");
+  ExpectRefused(
+      WithAdded(absl::StrCat("{\"id\": 298, \"content\": \"", std::string(1 << 20, 'x'), "\"}")),
+      "count on");
   std::string json = TinyTokenizerJson();
   absl::StrReplaceAll({{"<|im_start|>", std::string(1 << 20, 'x')}}, &json);
   ExpectRefused(json, "has 1048576 bytes, past the limit of 16384");
@@ -129,10 +129,11 @@ TEST_F(HostileTokenizerTest, MegabyteLongTokensAndNamesAreCutInMessages) {
   ExpectRefused(Changed("\"type\": \"Digits\"", absl::StrCat("\"type\": \"", mega, "\"")), "yyyy");
   ExpectRefused(Changed("\"unk_token\": null", absl::StrCat("\"unk_token\": \"", mega, "\"")),
                 "unk_token");
-  ExpectRefused(Changed("\"post_processor\": null",
-                        absl::StrCat(R"("post_processor": {"type": "TemplateProcessing", "single": )",
-                                     R"([{"Sequence": {"id": ")", mega, R"("}}]})")),
-                "template");
+  ExpectRefused(
+      Changed("\"post_processor\": null",
+              absl::StrCat(R"("post_processor": {"type": "TemplateProcessing", "single": )",
+                           R"([{"Sequence": {"id": ")", mega, R"("}}]})")),
+      "template");
   ExpectRefused(absl::StrCat("{\"", mega, "\": 1, \"", mega, "\": 2}"), "stands twice");
 }
 
@@ -140,8 +141,9 @@ TEST_F(HostileTokenizerTest, HugePatternsAreRefused) {
   ExpectRefused(WithPattern(std::string(1 << 20, 'a')), "a pattern of 1048576 bytes");
   // Within the limit of length, but not of what PCRE2 makes of it.
   for (const std::string& pattern :
-       {Repeated("(", 5000) + "a" + Repeated(")", 5000), std::string("(?:(?:(?:a{999}){999}){999}b)"),
-        Repeated("(?:a|b){1,999}", 1000), Repeated("(?=", 5000) + "a" + Repeated(")", 5000)}) {
+       {Repeated("(", 5000) + "a" + Repeated(")", 5000),
+        std::string("(?:(?:(?:a{999}){999}){999}b)"), Repeated("(?:a|b){1,999}", 1000),
+        Repeated("(?=", 5000) + "a" + Repeated(")", 5000)}) {
     const auto tokenizer = Open(WithPattern(pattern));
     if (!tokenizer.ok()) {
       ExpectRefused(WithPattern(pattern), "");

@@ -27,7 +27,7 @@ class GgufTokenizerTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     if (!PathExists(kPython)) return;
-    folder_ = std::make_unique<TempFolder>(*TempFolder::Create());
+    folder = std::make_unique<TempFolder>(*TempFolder::Create());
     SH_CHECK(Python("make") == 0);
     for (const auto* kinds : {&kKinds, &kJsonOnly}) {
       for (const std::string& kind : *kinds) {
@@ -39,18 +39,18 @@ class GgufTokenizerTest : public ::testing::Test {
     }
     SH_CHECK(Python("check") == 0);
   }
-  static void TearDownTestSuite() { folder_.reset(); }
+  static void TearDownTestSuite() { folder.reset(); }
   void SetUp() override {
-    if (folder_ == nullptr) GTEST_SKIP() << "no " << kPython << " (`make deps` makes it)";
+    if (folder == nullptr) GTEST_SKIP() << "no " << kPython << " (`make deps` makes it)";
   }
 
   static int Python(const char* what) {
     const std::string command =
         absl::StrCat("'", kPython, "' '", SH_TEST_SOURCE_DIR, "/tests/formats/tokenizer_gguf.py' ",
-                     what, " '", folder_->path(), "'");
+                     what, " '", folder->path(), "'");
     return std::system(command.c_str());
   }
-  static std::string Path(const std::string& name) { return JoinPath(folder_->path(), name); }
+  static std::string Path(const std::string& name) { return JoinPath(folder->path(), name); }
   // The tokenizer as `tokenizers` wrote it.
   static absl::StatusOr<std::shared_ptr<const Tokenizer>> Json(const std::string& kind) {
     const std::string path = Path(kind + ".json");
@@ -92,7 +92,7 @@ class GgufTokenizerTest : public ::testing::Test {
   }
 
   static inline const std::string kPython = std::string(SH_TEST_DEPS_DIR) + "/venv/bin/python";
-  static inline std::unique_ptr<TempFolder> folder_;
+  static inline std::unique_ptr<TempFolder> folder;
 };
 
 TEST_F(GgufTokenizerTest, EveryKindGivesTheIdsOfThePythonPackageAndOfTheFilesWritten) {
