@@ -31,7 +31,7 @@ class HashedFile {
   }
   ~HashedFile() {
     close(fd_);
-    if (!path_.empty()) unlink(path_.c_str());
+    if (!path_.empty() && !hidden_) unlink(path_.c_str());
   }
 
   absl::Status Write(absl::string_view bytes) {
@@ -61,7 +61,7 @@ class HashedFile {
   // Unlinks the file but keeps it open: it goes with this process.
   void Hide() {
     unlink(path_.c_str());
-    path_.clear();
+    hidden_ = true;
   }
   int fd() const { return fd_; }
 
@@ -84,7 +84,8 @@ class HashedFile {
   HashedFile(int fd, std::string path) : fd_(fd), path_(std::move(path)) {}
 
   int fd_;
-  std::string path_;  // empty once renamed or hidden
+  std::string path_;  // empty once renamed
+  bool hidden_ = false;
   std::string buffer_;
   uint64_t written_ = 0;
   Sha256 sha_;

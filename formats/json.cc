@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <exception>
 #include <limits>
+#include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "common/file.h"
 #include "common/status.h"
 
@@ -38,36 +39,67 @@ std::string PlaceOf(absl::string_view text, size_t byte, uint64_t line) {
   return absl::StrCat(line, ":", std::max<size_t>(column, 1));
 }
 
-class StrictCallback {
+// Builds the tree, one node at a time. (The library's own parser with a callback looks at all of an
+// object again after each of its values that is an object.)
+class StrictBuilder final : public nlohmann::json_sax<Json> {
  public:
-  bool operator()(int depth, Json::parse_event_t event, Json& value) {
-    switch (event) {
-      case Json::parse_event_t::object_start:
-      case Json::parse_event_t::array_start:
-        if (depth >= kJsonDepthMax) {
-          throw RefusedJson(absl::StrCat("nested deeper than ", kJsonDepthMax, " levels"));
-        }
-        keys_.emplace_back();
-        break;
-      case Json::parse_event_t::object_end:
-      case Json::parse_event_t::array_end:
-        keys_.pop_back();
-        break;
-      case Json::parse_event_t::key: {
-        const std::string& key = value.get_ref<const std::string&>();
-        if (!keys_.back().insert(key).second) {
-          throw RefusedJson(absl::StrCat("key \"", key.substr(0, 100), "\" stands twice"));
-        }
-        break;
-      }
-      case Json::parse_event_t::value:
-        break;
-    }
+  explicit StrictBuilder(Json& root) : next_(&root) {}
+
+  std::optional<size_t> error_byte() const { return error_byte_; }  // of what is no JSON
+
+  bool null() override { return Put(nullptr); }
+  bool boolean(bool value) override { return Put(value); }
+  bool number_integer(number_integer_t value) override { return Put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return Put(value); }
+  bool number_float(number_float_t value, const string_t&) override { return Put(value); }
+  bool string(string_t& value) override { return Put(std::move(value)); }
+  bool binary(binary_t&) override { return false; }  // JSON has none
+  bool start_object(size_t) override { return Open(Json::object()); }
+  bool start_array(size_t) override { return Open(Json::array()); }
+  bool end_object() override { return Close(); }
+  bool end_array() override { return Close(); }
+  bool key(string_t& key) override {
+    const auto [place, is_new] = open_.back()->get_ref<Json::object_t&>().try_emplace(key);
+    if (!is_new) throw RefusedJson(absl::StrCat("key \"", key.substr(0, 100), "\" stands twice"));
+    next_ = &place->second;
     return true;
+  }
+  bool parse_error(size_t byte, const std::string&, const Json::exception& error) override {
+    constexpr int kOutOfRange = 406;  // the library's number for what no double holds
+    if (error.id == kOutOfRange) throw RefusedJson("not valid JSON (a number is out of range)");
+    error_byte_ = byte;
+    return false;
   }
 
  private:
-  std::vector<absl::flat_hash_set<std::string>> keys_;
+  template <typename T>
+  bool Put(T&& value) {
+    *Next() = std::forward<T>(value);
+    return true;
+  }
+  bool Open(Json empty) {
+    if (open_.size() >= static_cast<size_t>(kJsonDepthMax)) {
+      throw RefusedJson(absl::StrCat("nested deeper than ", kJsonDepthMax, " levels"));
+    }
+    Json* const node = Next();
+    *node = std::move(empty);
+    open_.push_back(node);
+    return true;
+  }
+  bool Close() {
+    open_.pop_back();
+    return true;
+  }
+  // Where the next value belongs. An open node is the last of its parent, so none moves.
+  Json* Next() {
+    if (open_.empty() || open_.back()->is_object()) return next_;
+    auto& list = open_.back()->get_ref<Json::array_t&>();
+    return &list.emplace_back();
+  }
+
+  Json* next_;               // the root, or the value of the last key
+  std::vector<Json*> open_;  // objects and arrays around the next value
+  std::optional<size_t> error_byte_;
 };
 
 }  // namespace
@@ -75,22 +107,18 @@ class StrictCallback {
 absl::StatusOr<Json> ParseJson(absl::string_view text, absl::string_view path,
                                std::optional<uint64_t> line) {
   const std::string where = line.has_value() ? absl::StrCat(path, ":", *line) : std::string(path);
+  Json root;
+  StrictBuilder builder(root);
   try {
-    StrictCallback strict;
-    return Json::parse(text.data(), text.data() + text.size(),
-                       [&strict](int depth, Json::parse_event_t event, Json& value) {
-                         return strict(depth, event, value);
-                       });
+    Json::sax_parse(text.data(), text.data() + text.size(), &builder);
   } catch (const RefusedJson& refused) {
     return absl::InvalidArgumentError(absl::StrCat(where, ": ", refused.what()));
-  } catch (const Json::parse_error& error) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ":", PlaceOf(text, error.byte, line.value_or(1)), ": not valid JSON",
-                     error.byte > text.size() ? ", which ends here" : ""));
-  } catch (const std::exception&) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(where, ": not valid JSON (a number is out of range)"));
   }
+  if (!builder.error_byte().has_value()) return root;
+  const size_t byte = *builder.error_byte();
+  return absl::InvalidArgumentError(absl::StrCat(path, ":", PlaceOf(text, byte, line.value_or(1)),
+                                                 ": not valid JSON",
+                                                 byte > text.size() ? ", which ends here" : ""));
 }
 
 absl::StatusOr<Json> ReadJsonFile(const std::string& path, uint64_t bytes_max) {

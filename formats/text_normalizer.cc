@@ -8,6 +8,18 @@ namespace stillhouse {
 
 using Kind = NormalizerStep::Kind;
 
+namespace {
+
+// What a text may grow to: Unicode's own forms make at most 18 times as much of it.
+size_t BytesMax(const TextView& text) { return 64 * text.text.size() + 4096; }
+
+absl::Status GrownTooFar(size_t bytes) {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("the normalizer makes more than ", bytes, " bytes of a text"));
+}
+
+}  // namespace
+
 absl::StatusOr<TextNormalizer> TextNormalizer::Create(const std::vector<NormalizerStep>& steps) {
   TextNormalizer made;
   for (const NormalizerStep& step : steps) {
@@ -40,10 +52,12 @@ void TextNormalizer::Run::NewText() {
   }
 }
 
-absl::Status TextNormalizer::Run::Replace(size_t step, const TextView& text, AlignedText& out) {
+absl::Status TextNormalizer::Run::Replace(size_t step, const TextView& text, size_t bytes_max,
+                                          AlignedText& out) {
   out.Clear(text);
   size_t at = 0;
   SH_RETURN_IF_ERROR(matchers_[step]->ForEach(text.text, [&](size_t begin, size_t end) {
+    if (out.view().text.size() > bytes_max) return;  // an error, below
     out.Append(text.Sub(at, begin));
     // All of the new text counts as the last character that it replaces.
     out.AppendNew(owner_.steps_[step].content,
@@ -56,6 +70,7 @@ absl::Status TextNormalizer::Run::Replace(size_t step, const TextView& text, Ali
 
 absl::StatusOr<TextView> TextNormalizer::Run::Normalize(TextView text) {
   size_t next = 0;
+  const size_t bytes_max = BytesMax(text);
   for (size_t i = 0; i < owner_.steps_.size() && !text.text.empty(); ++i) {
     const NormalizerStep& step = owner_.steps_[i];
     AlignedText& out = texts_[next];
@@ -68,9 +83,10 @@ absl::StatusOr<TextView> TextNormalizer::Run::Normalize(TextView text) {
       out.AppendNew(step.content, text.ranges == nullptr ? TextRange() : text.ranges[0]);
       out.Append(text);
     } else {
-      SH_RETURN_IF_ERROR(Replace(i, text, out));
+      SH_RETURN_IF_ERROR(Replace(i, text, bytes_max, out));
     }
     text = out.view();
+    if (text.text.size() > bytes_max) return GrownTooFar(bytes_max);
     next = 1 - next;
   }
   return text;

@@ -21,11 +21,13 @@ class TextNormalizer {
    public:
     explicit Run(const TextNormalizer& owner);
     void NewText();  // what patterns may cost is counted from here
-    // `text` normalised; it lives as long as `text` and until the next call.
+    // `text` normalised; it lives as long as `text` and until the next call. ResourceExhausted for
+    // steps that make too much of it.
     absl::StatusOr<TextView> Normalize(TextView text);
 
    private:
-    absl::Status Replace(size_t step, const TextView& text, AlignedText& out);
+    // An output longer than `bytes_max` is cut short, but longer than that.
+    absl::Status Replace(size_t step, const TextView& text, size_t bytes_max, AlignedText& out);
 
     const TextNormalizer& owner_;
     std::vector<std::unique_ptr<Regex::Matcher>> matchers_;  // one per step; null: no pattern

@@ -6,6 +6,7 @@
 #include <utility>
 #include <variant>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/file.h"
@@ -68,6 +69,10 @@ void Reader::ReadPath(Fields& f, absl::string_view key, std::string* out) {
   std::string written;
   f.Text(key, Need::kRequired, &written);
   if (written.empty()) return;
+  if (std::any_of(written.begin(), written.end(), absl::ascii_iscntrl)) {
+    f.report().AddAt(f.PathOf(key), "a control character in a path");
+    return;
+  }
   if (written == "~" || absl::StartsWith(written, "~/")) {
     f.report().AddAt(f.PathOf(key), "~ is not expanded: write the whole path");
     return;

@@ -63,7 +63,7 @@ class Tidier {
         worth = Worth::kUnknown;
       } else if (table.family == "data") {
         SH_ASSIGN_OR_RETURN(worth, OfParts(path));
-      } else if (table.family == "objects") {
+      } else if (table.family == kObjectsFamily) {
         of_objects.push_back(path);
         SH_ASSIGN_OR_RETURN(const bool missing, MissesObject(path, &told));
         object_missing = object_missing || missing;

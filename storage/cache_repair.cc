@@ -154,7 +154,10 @@ class Repair {
 
   void Note(const RocksRepair& files, const absl::Status& opens) {
     report_.changed = !opens.ok() || !files.damaged.empty() || !files.in_log.empty();
-    report_.gone_at_least = !files.told_all;
+    const auto objects = [](const TableFile& table) { return table.family == kObjectsFamily; };
+    report_.objects_gone = std::any_of(files.damaged.begin(), files.damaged.end(), objects) ||
+                           std::any_of(files.missing.begin(), files.missing.end(), objects);
+    report_.gone_at_least = !files.told_all || report_.objects_gone;
     if (!opens.ok()) report_.damaged_files.push_back(std::string(opens.message()));
     for (const auto* tables : {&files.damaged, &files.missing}) {
       for (const TableFile& table : *tables) {

@@ -38,9 +38,12 @@ struct CacheRepairOptions {
   std::function<void(const char* step)> on_step;             // tests end the process there
 };
 struct CacheRepairReport {
-  bool changed = false;        // false: there was nothing to repair
-  uint64_t records = 0;        // in service now
-  uint64_t gone = 0;           // parts and objects
+  bool changed = false;  // false: there was nothing to repair
+  uint64_t records = 0;  // in service now
+  uint64_t gone = 0;     // parts and objects
+  // A table of objects was damaged or gone: jobs, plans and artefacts may be among what is gone,
+  // and what only they wanted looks like what nobody wants.
+  bool objects_gone = false;
   bool gone_at_least = false;  // more may be: what would tell of it is damaged or gone, too
   uint64_t taken_back = 0;     // parts and objects, from damaged files and from quarantine/
   uint64_t indexed = 0;        // parts whose index entry was missing or wrong

@@ -116,7 +116,7 @@ std::vector<KvFamilyOptions> CacheFamilies() {
   return {
       {.name = "data", .automatic_compaction = false, .point_lookups = true},
       {.name = "index", .automatic_compaction = false, .point_lookups = true, .derived = true},
-      {.name = "objects", .automatic_compaction = false, .point_lookups = false},
+      {.name = std::string(kObjectsFamily), .automatic_compaction = false, .point_lookups = false},
       {.name = "meta",
        .automatic_compaction = true,
        .point_lookups = false,

@@ -36,6 +36,7 @@ namespace stillhouse {
 
 // The families of a cache's KvStore, in order.
 enum CacheFamily : KvFamily { kCacheData, kCacheIndex, kCacheObjects, kCacheMeta };
+inline constexpr absl::string_view kObjectsFamily = "objects";  // jobs, plans and artefacts
 std::vector<KvFamilyOptions> CacheFamilies();
 
 // Of the family `meta`.

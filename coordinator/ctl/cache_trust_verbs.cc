@@ -145,6 +145,7 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
                       {"records", report.records},
                       {"gone", gone},
                       {"gone_at_least", report.gone_at_least},
+                      {"objects_gone", report.objects_gone},
                       {"taken_back", report.taken_back},
                       {"indexed", report.indexed},
                       {"damaged_files", report.damaged_files},
@@ -163,6 +164,12 @@ absl::StatusOr<int> Repair(const TrustOptions& options) {
                          " parts indexed anew, ", report.taken_back, " taken back, ",
                          report.gone_at_least ? "at least " : "", report.gone, " gone",
                          report.gone > 0 ? " (a job captures them again)" : "", "\n"));
+  if (report.objects_gone) {
+    PrintText(
+        "jobs, plans and artefacts may be gone: submit their recipes again before `cache gc`, "
+        "which "
+        "would take what they captured for what nobody wants\n");
+  }
   if (report.gone_at_least) {
     PrintText("more may be gone: the files that would name it are damaged or gone as well\n");
   }

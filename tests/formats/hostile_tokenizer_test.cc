@@ -155,6 +155,22 @@ TEST_F(HostileTokenizerTest, HugePatternsAreRefused) {
   }
 }
 
+// Each step makes twenty times as much of the text: together 20^12 times.
+TEST_F(HostileTokenizerTest, NormalizersMayNotBlowATextUp) {
+  const std::string step = absl::StrCat(
+      R"({"type": "Replace", "pattern": {"String": "e"}, "content": ")", Repeated("e", 20), "\"}");
+  const std::string all = absl::StrCat(R"("normalizer": {"type": "Sequence", "normalizers": [)",
+                                       step, Repeated(", " + step, 11), "]}");
+  const auto tokenizer = Open(Changed("\"normalizer\": null", all));
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  for (const std::string& text : {std::string("e"), Repeated("e", 100'000)}) {
+    const absl::Status status = (*tokenizer)->Encode(text).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("the normalizer makes more than"));
+  }
+  EXPECT_TRUE((*tokenizer)->Encode("a").ok());
+}
+
 TEST_F(HostileTokenizerTest, NulAndBrokenUtf8) {
   // A token with a NUL is one as any other.
   const auto tokenizer = Open(Changed("<|im_start|>", "<\\u0000>"));

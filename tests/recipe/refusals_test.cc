@@ -231,6 +231,15 @@ TEST(RefusalTest, MoreRanksThanTokensInAStep) {
   EXPECT_EQ(recipe->students[0].ranks, 8);
 }
 
+TEST(RefusalTest, ControlCharactersInPaths) {
+  ExpectRefused(std::vector<Refusal>{
+      {"{directory: cache}", "{directory: \"c\\0d\"}",
+       "11:23: cache.directory: a control character in a path"},
+      {"{directory: cache}", "{directory: \"c\\e[31m\"}",
+       "11:23: cache.directory: a control character in a path"},
+  });
+}
+
 TEST(RefusalTest, KeysOfLaterVersionsByName) {
   ExpectRefused(std::vector<Refusal>{
       {"{directory: cache}", "{servers: [a, b]}",

@@ -62,6 +62,20 @@ TEST_F(RepairReportsTest, LossOfIndexAndRecordIsCountedByTheRecordsHead) {
   ExpectMended(path_, kDocuments, PartsOf(kDocuments) - 1);
 }
 
+TEST_F(RepairReportsTest, LossOfATableOfObjectsIsSaid) {
+  const auto before = Repair(path_);
+  ASSERT_TRUE(before.ok()) << before.status();
+  EXPECT_FALSE(before->report.objects_gone);
+  const std::string name = "artefact/0";
+  const std::vector<std::string> lost = TablesWith(name);
+  for (const std::string& table : lost) FlipBit(table, ReadFile(table)->find(name), 3);
+  ASSERT_THAT(lost, Not(IsEmpty()));
+  const auto repaired = Repair(path_);
+  ASSERT_TRUE(repaired.ok()) << repaired.status();
+  EXPECT_TRUE(repaired->report.objects_gone);
+  EXPECT_TRUE(repaired->report.gone_at_least);
+}
+
 TEST_F(RepairReportsTest, TableThatIsGoneIsNamedAndItsPartsCounted) {
   SH_CHECK_OK(RemoveTree(Largest()));
   EXPECT_EQ(Opening().code(), absl::StatusCode::kDataLoss);

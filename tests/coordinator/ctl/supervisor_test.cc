@@ -155,6 +155,15 @@ TEST_F(SupervisorTest, AProgramThatIsNotThereIsNamed) {
   EXPECT_THAT(std::string(RunToEnd(spec).message()), HasSubstr("no such program: No such file"));
 }
 
+TEST(ChildTest, APipeThatNobodyReadsIsNoLog) {
+  const TempFolder folder = *TempFolder::Create();
+  const std::string fifo = JoinPath(folder.path(), "cache.log");
+  ASSERT_EQ(mkfifo(fifo.c_str(), 0600), 0);
+  const absl::Status status = StartChild({"/bin/true"}, fifo).status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr("opening " + fifo));
+}
+
 TEST(ChildTest, DiesWithTheProcessThatStartedIt) {
   const TempFolder folder = *TempFolder::Create();
   const std::string fifo = JoinPath(folder.path(), "fifo");
